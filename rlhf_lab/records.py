@@ -222,3 +222,75 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n})"
+
+
+# --- what the live loop says while it works (rlhf_lab.live): every event is one of these, or a StepStats ---
+
+LoopState = Literal["idle", "running", "paused", "stopped", "error"]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one new label did to the reward model's scores of one question's replies.
+
+    `before` and `after` hold a score for each of the question's candidates, in the order of `question.candidates`.
+    `order` is how the person ranked them (tiers of candidate ids, best first).
+    """
+
+    question: Question
+    order: tuple[tuple[str, ...], ...]
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class RewardUpdate:
+    """The reward model has learned from one ranking.
+
+    `agreement` is the share of that ranking's pairs which the model ordered as the person did *before* it was
+    trained on them (None when the ranking held no strict pair); `running_agreement` averages it over the latest
+    `window` rankings. `effects` starts with the ranking just given, then the last few before it.
+    """
+
+    labels: int
+    ranking_id: str
+    agreement: float | None
+    running_agreement: float | None
+    window: int
+    effects: tuple[Effect, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """The policy against the SFT model, judged by the live reward model on prompts kept aside."""
+
+    step: int
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class QuestionsReady:
+    """`count` questions wait to be ranked, written by the policy after PPO step `step`."""
+
+    count: int
+    step: int
+
+
+@dataclass(frozen=True)
+class StateChanged:
+    """The loop's worker is now in `state`; `message` says in one sentence what that means for the person."""
+
+    state: LoopState
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class LoopError:
+    """Something failed in the worker: `where` it was, and the message a person should read."""
+
+    where: str
+    message: str
+
+
+LiveEvent = StepStats | RewardUpdate | WinRate | QuestionsReady | StateChanged | LoopError
