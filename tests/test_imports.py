@@ -1,0 +1,92 @@
+"""Which module may import which: read from the source, and seen in a fresh interpreter."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Imports run one way: a module imports from its own layer and from those before it.
+LAYERS = [
+    {"errors", "records", "config"},
+    {"scenario", "text", "store", "formats", "agreement", "selection"},
+    {"models", "sampling"},
+    {"language", "reward"},
+    {"ppo", "direct", "group"},
+    {"evaluation"},
+    {"live"},
+]
+# Labelling is light: these work without torch, so that a class of annotators needs no gigabytes.
+TORCH_FREE = [
+    *("rlhf_lab.records", "rlhf_lab.errors", "rlhf_lab.config", "rlhf_lab.store", "rlhf_lab.formats"),
+    *("rlhf_lab.agreement", "widgets.ranking", "widgets.compare"),
+]
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Absolute dotted names of all that a file imports, inside functions too, `from a import b` as "a" and "a.b"."""
+    package = path.relative_to(ROOT).parent.parts
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join([*package[: len(package) - node.level + 1] * bool(node.level), node.module or ""]).strip(
+                "."
+            )
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def helper_imports() -> dict[str, set[str]]:
+    """For each module of rlhf_lab, which other modules of rlhf_lab it imports."""
+    files = {path.stem: path for path in (ROOT / "rlhf_lab").glob("*.py") if path.stem != "__init__"}
+    graph = {}
+    for name, path in files.items():
+        dotted = (module.split(".") for module in imported_modules(path))
+        graph[name] = {parts[1] for parts in dotted if parts[0] == "rlhf_lab" and parts[1:2] and parts[1] in files}
+    return graph
+
+
+def test_the_helper_package_never_imports_the_screen():
+    files = list((ROOT / "rlhf_lab").rglob("*.py"))
+    offenders = [
+        str(path.relative_to(ROOT)) for path in files for name in imported_modules(path) if name[:7] == "widgets"
+    ]
+    assert files and not offenders
+
+
+def test_imports_run_one_way():
+    layer = {module: number for number, modules in enumerate(LAYERS) for module in modules}
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in helper_imports().items()
+        for other in others
+        if module in layer and layer.get(other, 0) > layer[module]
+    ]
+    assert not wrong
+
+
+def test_no_circle_of_imports():
+    assert list(TopologicalSorter(helper_imports()).static_order())  # raises CycleError naming the circle
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_labelling_needs_no_torch(module):
+    if not (ROOT / (module.replace(".", "/") + ".py")).exists():
+        pytest.skip(f"{module} does not exist")
+    code = f"import sys, {module}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_relative_and_absolute_imports_are_both_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    source = tmp_path / "rlhf_lab" / "a.py"
+    source.parent.mkdir()
+    source.write_text("import x.y\nfrom . import b\ndef f():\n    from .c import d\n    from rlhf_lab import e\n")
+    assert {"x.y", "rlhf_lab.b", "rlhf_lab.c", "rlhf_lab.e"} <= imported_modules(source)
