@@ -89,8 +89,8 @@ constraints: $(VENV)/.test ## write constraints.txt from what .venv holds
 	echo '# Written by `make constraints` from the packages in .venv (pip freeze, without local versions such as +cpu and'; \
 	echo "# without torch's CUDA packages). To move to newer versions: .venv/bin/pip install -U -e '.[test]', then"; \
 	echo '# `make test`, then `make constraints`.'; \
-	$(PY) -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' \
-	| grep -v -i -E '^(nvidia-|cuda-|triton|pip=|setuptools=|wheel=)' | sed -E 's/\+[A-Za-z0-9.]+$$//'; } > constraints.new
+	$(PY) -m pip freeze --all --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' \
+	| grep -v -i -E '^(nvidia-|cuda-|triton|pip=|wheel=)' | sed -E 's/\+[A-Za-z0-9.]+$$//'; } > constraints.new
 	@mv constraints.new constraints.txt
 	@touch $(VENV)/.lab $(VENV)/.test
 
