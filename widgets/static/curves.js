@@ -1,0 +1,411 @@
+// The page's side of widgets/curves.py: panels of SVG curves fed by messages.
+// Python holds the truth; a view says hello when it opens and is sent everything, then only what is new.
+
+const SVG = "http://www.w3.org/2000/svg";
+const DASHES = ["", "6 3", "2 3", "8 3 2 3"];
+const MARGIN = { top: 8, right: 14, bottom: 32, left: 42 };
+const MINUS = "\u2212";
+
+function node(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+function svg(tag, attributes = {}, text = null) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (text !== null) element.textContent = text;
+  return element;
+}
+
+// --- numbers ---
+
+function clean(text) {
+  return text.replace("-", MINUS);
+}
+
+function digits(value) {
+  const size = Math.abs(value);
+  if (size === 0) return "0";
+  if (size < 1e-3) return value.toExponential(1);
+  return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : size >= 0.1 ? 2 : 4);
+}
+
+function format(value, panel) {
+  if (value === null || value === undefined) return "–";
+  return clean(panel.percent ? `${(100 * value).toFixed(0)}%` : digits(value));
+}
+
+function ticks(low, high, count) {
+  const rough = (high - low) / Math.max(1, count);
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999);
+  const found = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
+  return { values: found, decimals: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)), step };
+}
+
+function tickText(value, scale, percent) {
+  if (percent) return clean(`${(100 * value).toFixed(Math.max(0, scale.decimals - 2))}%`);
+  if (Math.abs(value) < scale.step / 2) return "0";
+  if (scale.decimals > 4) return clean(value.toExponential(0));
+  if (Math.abs(value) >= 10000) {
+    const [unit, letter] = Math.abs(value) >= 1e6 ? [1e6, "M"] : [1e3, "k"];
+    return clean(`${+(value / unit).toFixed(2)}${letter}`);
+  }
+  return clean(value.toFixed(scale.decimals));
+}
+
+// At most about `limit` points: the lowest and the highest of each bucket, so that no spike is lost.
+function thin(points, limit) {
+  if (points.length <= limit) return points;
+  const size = Math.ceil((2 * points.length) / limit);
+  const kept = [];
+  for (let from = 0; from < points.length; from += size) {
+    const bucket = points.slice(from, from + size);
+    const known = bucket.filter((point) => point[1] !== null);
+    if (known.length < bucket.length) kept.push(bucket.find((point) => point[1] === null));
+    if (!known.length) continue;
+    const low = known.reduce((a, b) => (b[1] < a[1] ? b : a));
+    const high = known.reduce((a, b) => (b[1] > a[1] ? b : a));
+    kept.push(...(low === high ? [low] : low[0] <= high[0] ? [low, high] : [high, low]));
+  }
+  const last = points[points.length - 1];
+  if (kept[kept.length - 1] !== last) kept.push(last);
+  return kept;
+}
+
+// --- the copy of Python's history that this view holds ---
+
+class History {
+  epoch = -1;
+  series = {};
+  marks = [];
+
+  // Takes a message; false when it does not continue what is here, so that everything must be asked for again.
+  take(message) {
+    if (message.epoch < this.epoch) return true;
+    if (message.epoch > this.epoch) Object.assign(this, { epoch: message.epoch, series: {}, marks: [] });
+    let whole = true;
+    const extend = (have, start, items) => {
+      if (start > have.length) whole = false;
+      else items.forEach((item, i) => (have[start + i] = item));
+    };
+    for (const [key, { start, points }] of Object.entries(message.series)) {
+      extend((this.series[key] ??= []), start, points);
+    }
+    extend(this.marks, message.marks.start, message.marks.items);
+    return whole;
+  }
+
+  points(key) {
+    return this.series[key] ?? [];
+  }
+}
+
+// --- one panel ---
+
+class PanelView {
+  constructor(spec, history, height, onCursor) {
+    Object.assign(this, { spec, history, height, onCursor, cursor: null, width: 0, xs: [] });
+    this.series = spec.series.length ? spec.series : [{ key: "", label: "", points: false }];
+    this.value = node("span", { class: "rlhf-curves-value" });
+    this.unit = node("span", { class: "rlhf-curves-unit" });
+    this.unit.textContent = spec.unit;
+    const title = node("span", { class: "rlhf-curves-title" });
+    title.textContent = spec.title;
+    const explanation = node("p", { class: "rlhf-curves-explanation" });
+    explanation.textContent = spec.explanation;
+    this.readout = node("div", { class: "rlhf-curves-readout" });
+    this.plot = svg("svg", { class: "rlhf-curves-plot", height, "aria-hidden": "true" });
+    this.lines = svg("g");
+    this.pointer = svg("g", { class: "rlhf-curves-pointer" });
+    this.plot.append(this.lines, this.pointer);
+    const head = node("div", { class: "rlhf-curves-head" }, title, node("span", {}, this.value, this.unit));
+    this.element = node(
+      "section",
+      { class: "rlhf-curves-panel", role: "group", tabindex: "0", "data-panel": spec.key },
+      head,
+      explanation,
+      this.legend(),
+      this.plot,
+      this.readout,
+    );
+    this.element.title = "Arrow keys read the curve point by point";
+    this.listen();
+  }
+
+  legend() {
+    const legend = node("div", { class: "rlhf-curves-legend" });
+    if (this.series.length < 2) return legend;
+    this.series.forEach((series, i) => {
+      const swatch = svg("svg", { width: 24, height: 10, "aria-hidden": "true" });
+      if (!series.points) swatch.append(svg("path", { d: "M1,5H23", ...this.stroke(i) }));
+      swatch.append(this.marker(12, 5, i, series.points));
+      const label = node("span");
+      label.textContent = series.label;
+      legend.append(node("span", { class: "rlhf-curves-key" }, swatch, label));
+    });
+    return legend;
+  }
+
+  listen() {
+    this.plot.addEventListener("pointermove", (event) => {
+      if (!this.scale) return;
+      const x = this.scale.fromX(event.clientX - this.plot.getBoundingClientRect().left);
+      this.onCursor(this.nearest(x), this);
+    });
+    this.plot.addEventListener("pointerleave", () => this.onCursor(null, this));
+    this.element.addEventListener("blur", () => this.onCursor(null, this));
+    this.element.addEventListener("keydown", (event) => this.key(event));
+  }
+
+  // Arrows, Home and End move the read-out. Notebook shortcuts must not see the key; Tab must still move on.
+  key(event) {
+    event.stopPropagation();
+    const xs = this.xs;
+    const at = xs.indexOf(this.cursor);
+    const start = at < 0 ? xs.length : at;
+    const moves = { ArrowLeft: start - 1, ArrowRight: at < 0 ? xs.length - 1 : at + 1, Home: 0, End: xs.length - 1 };
+    if (event.key === "Escape") this.onCursor(null, this);
+    else if (event.key in moves && xs.length) {
+      this.onCursor(xs[Math.min(xs.length - 1, Math.max(0, moves[event.key]))], this, true);
+    } else return;
+    event.preventDefault();
+  }
+
+  nearest(x) {
+    return this.xs.reduce((best, here) => (best === null || Math.abs(here - x) < Math.abs(best - x) ? here : best), null);
+  }
+
+  stroke(i) {
+    return { class: `rlhf-curves-line rlhf-curves-s${i % 4}`, "stroke-dasharray": DASHES[i % 4] };
+  }
+
+  marker(x, y, i, faint = false, size = 3) {
+    const shapes = [
+      `M${x - size},${y}a${size},${size} 0 1,0 ${2 * size},0a${size},${size} 0 1,0 ${-2 * size},0`,
+      `M${x - size},${y - size}h${2 * size}v${2 * size}h${-2 * size}z`,
+      `M${x},${y - size * 1.2}l${size * 1.2},${size * 2.1}h${-size * 2.4}z`,
+      `M${x},${y - size * 1.3}l${size * 1.3},${size * 1.3}l${-size * 1.3},${size * 1.3}l${-size * 1.3},${-size * 1.3}z`,
+    ];
+    return svg("path", { d: shapes[i % 4], class: `rlhf-curves-marker rlhf-curves-s${i % 4}${faint ? " rlhf-curves-faint" : ""}` });
+  }
+
+  draw() {
+    this.headline();
+    const width = Math.floor(this.plot.getBoundingClientRect().width) || this.width;
+    if (!width) return;
+    this.width = width;
+    this.plot.setAttribute("viewBox", `0 0 ${width} ${this.height}`);
+    const points = this.spec.keys.map((key) => this.history.points(key));
+    const known = points.flat().filter((point) => point[1] !== null);
+    this.xs = [...new Set(known.map((point) => point[0]))].sort((a, b) => a - b);
+    if (!known.length) {
+      this.scale = null;
+      const text = { x: width / 2, y: this.height / 2, "text-anchor": "middle", class: "rlhf-curves-empty" };
+      this.lines.replaceChildren(svg("text", text, this.spec.empty));
+      this.pointer.replaceChildren();
+      return;
+    }
+    this.scale = this.scales(known, width);
+    const drawn = points.map((track, i) => this.drawSeries(track, i)).reverse();
+    this.lines.replaceChildren(...this.axes(), ...this.ticksOfMarks(), ...drawn);
+    this.drawPointer();
+  }
+
+  headline() {
+    const lead = this.series.findIndex((series) => !series.points);
+    const track = this.history.points(this.spec.keys[Math.max(0, lead)]);
+    const latest = track.length ? track[track.length - 1] : null;
+    this.value.textContent = latest ? format(latest[1], this.spec) : "";
+    this.unit.hidden = !latest;
+    const state = latest ? `latest ${format(latest[1], this.spec)} ${this.spec.unit}` : this.spec.empty;
+    this.element.setAttribute("aria-label", `${this.spec.title}: ${state}. ${this.spec.explanation}`);
+    if (this.cursor === null) this.readout.textContent = latest ? `${this.spec.xlabel} ${at(latest[0])}` : "";
+  }
+
+  scales(known, width) {
+    const xs = known.map((point) => point[0]);
+    const ys = known.flatMap((point) => [point[1], point[2] ?? point[1], point[3] ?? point[1]]);
+    if (this.spec.reference !== null) ys.push(this.spec.reference);
+    let [x0, x1] = [least(xs), most(xs)];
+    let [y0, y1] = [least(ys), most(ys)];
+    if (x0 === x1) [x0, x1] = [x0 - 1, x1 + 1];
+    const pad = (y1 - y0) * 0.08 || Math.abs(y0) * 0.1 || 0.5;
+    y0 = this.spec.ymin ?? y0 - pad;
+    y1 = this.spec.ymax ?? y1 + pad;
+    const inner = { width: width - MARGIN.left - MARGIN.right, height: this.height - MARGIN.top - MARGIN.bottom };
+    return {
+      x0, x1, y0, y1, ...inner,
+      toX: (x) => MARGIN.left + ((x - x0) / (x1 - x0)) * inner.width,
+      toY: (y) => MARGIN.top + (1 - (y - y0) / (y1 - y0)) * inner.height,
+      fromX: (pixel) => x0 + ((pixel - MARGIN.left) / inner.width) * (x1 - x0),
+    };
+  }
+
+  axes() {
+    const { x0, x1, y0, y1, width, height, toX, toY } = this.scale;
+    const [left, right, bottom] = [MARGIN.left, MARGIN.left + width, MARGIN.top + height];
+    const parts = [];
+    const up = ticks(y0, y1, 3);
+    for (const y of up.values) {
+      parts.push(svg("path", { d: `M${left},${toY(y)}H${right}`, class: "rlhf-curves-grid" }));
+      const place = { x: left - 6, y: toY(y) + 3.5, "text-anchor": "end", class: "rlhf-curves-tick" };
+      parts.push(svg("text", place, tickText(y, up, this.spec.percent)));
+    }
+    const along = ticks(x0, x1, Math.max(2, Math.floor(width / 70)));
+    for (const x of along.values) {
+      const place = { x: toX(x), y: bottom + 14, "text-anchor": "middle", class: "rlhf-curves-tick" };
+      parts.push(svg("text", place, tickText(x, along, false)));
+    }
+    parts.push(svg("path", { d: `M${left},${bottom}H${right}`, class: "rlhf-curves-axis" }));
+    const name = { x: right, y: bottom + 27, "text-anchor": "end", class: "rlhf-curves-tick" };
+    parts.push(svg("text", name, this.spec.xlabel));
+    if (this.spec.reference !== null) parts.push(...this.referenceLine(left, right));
+    return parts;
+  }
+
+  referenceLine(left, right) {
+    const y = this.scale.toY(this.spec.reference);
+    const line = svg("path", { d: `M${left},${y}H${right}`, class: "rlhf-curves-reference" });
+    const place = { x: right, y: y + 10, "text-anchor": "end", class: "rlhf-curves-tick rlhf-curves-halo" };
+    return [line, svg("text", place, this.spec.reference_label)];
+  }
+
+  ticksOfMarks() {
+    if (!this.spec.marks) return [];
+    const bottom = MARGIN.top + this.scale.height;
+    const inside = this.history.marks.filter(([x]) => x >= this.scale.x0 && x <= this.scale.x1);
+    const places = [...new Set(inside.map(([x]) => x))];
+    return places.map((x) => {
+      const [px, labels] = [this.scale.toX(x), this.labelsAt(x)];
+      const group = svg("g", { class: "rlhf-curves-mark", "data-mark": labels });
+      group.append(svg("path", { d: `M${px},${MARGIN.top}V${bottom}` }), svg("path", { d: `M${px},${bottom}l-4,7h8z` }));
+      group.append(svg("title", {}, labels));
+      return group;
+    });
+  }
+
+  labelsAt(x) {
+    return this.history.marks.filter(([where]) => where === x).map(([, label]) => label).join(", ");
+  }
+
+  drawSeries(track, i) {
+    const { toX, toY } = this.scale;
+    const group = svg("g", { "data-series": this.spec.keys[i], "data-count": track.length });
+    const shown = thin(track, Math.max(200, 2 * this.width));
+    const known = shown.filter((point) => point[1] !== null);
+    const band = known.filter((point) => point[2] !== null && point[3] !== null);
+    if (band.length > 1) {
+      const edge = (points, k) => points.map((p) => `${toX(p[0]).toFixed(1)},${toY(p[k]).toFixed(1)}`);
+      const d = `M${edge(band, 3).join("L")}L${edge([...band].reverse(), 2).join("L")}Z`;
+      group.append(svg("path", { d, class: `rlhf-curves-band rlhf-curves-s${i % 4}` }));
+    }
+    if (!this.series[i].points) {
+      let [d, pen] = ["", "M"];
+      for (const [x, y] of shown) {
+        if (y !== null) d += `${pen}${toX(x).toFixed(1)},${toY(y).toFixed(1)}`;
+        pen = y === null ? "M" : "L";
+      }
+      group.append(svg("path", { d, ...this.stroke(i) }));
+    }
+    this.markers(group, known, i);
+    return group;
+  }
+
+  markers(group, known, i) {
+    const { toX, toY } = this.scale;
+    const cloud = this.series[i].points;
+    const every = cloud ? 1 : Math.ceil(known.length / 12);
+    const few = this.series.length > 1 || known.length <= 12;
+    known.forEach(([x, y], index) => {
+      const last = index === known.length - 1;
+      if (cloud || (few && index % every === 0 && !last)) group.append(this.marker(toX(x), toY(y), i, cloud, cloud ? 2.6 : 2.4));
+      if (last && !cloud) group.append(this.marker(toX(x), toY(y), i, false, 4));
+    });
+  }
+
+  // The read-out at `x`: a vertical line, and what stands there as text.
+  point(x, speak) {
+    this.cursor = x === null || !this.scale ? null : this.nearest(x);
+    this.readout.setAttribute("aria-live", speak ? "polite" : "off");
+    if (this.cursor === null) this.headline();
+    this.drawPointer();
+  }
+
+  drawPointer() {
+    if (this.cursor === null || !this.scale) return this.pointer.replaceChildren();
+    const { toX, toY, height } = this.scale;
+    const px = toX(this.cursor);
+    const parts = [svg("path", { d: `M${px},${MARGIN.top}v${height}` })];
+    const words = [];
+    this.spec.keys.forEach((key, i) => {
+      const found = this.history.points(key).findLast((point) => point[0] === this.cursor);
+      if (!found || found[1] === null) return;
+      parts.push(this.marker(px, toY(found[1]), i, false, 4.5));
+      const band = found[2] === null ? "" : ` [${format(found[2], this.spec)}, ${format(found[3], this.spec)}]`;
+      words.push(`${this.series[i].label ? `${this.series[i].label} ` : ""}${format(found[1], this.spec)}${band}`);
+    });
+    const event = this.spec.marks ? this.labelsAt(this.cursor) : "";
+    this.readout.textContent = [`${this.spec.xlabel} ${at(this.cursor)}`, ...words, event].filter(Boolean).join(" · ");
+    this.pointer.replaceChildren(...parts);
+  }
+}
+
+function at(x) {
+  return Number.isInteger(x) ? x.toLocaleString("en") : digits(x);
+}
+
+// Math.min(...values) overflows the stack on a long run.
+function least(values) {
+  return values.reduce((a, b) => (b < a ? b : a), Infinity);
+}
+
+function most(values) {
+  return values.reduce((a, b) => (b > a ? b : a), -Infinity);
+}
+
+function render({ model, el }) {
+  const history = new History();
+  const root = node("div", { class: "rlhf-curves", "data-lm-suppress-shortcuts": "true" });
+  root.style.setProperty("--rlhf-curves-panel-width", `${model.get("panel_width")}px`);
+  let frame = 0;
+  const views = model.get("panels").map((spec) => new PanelView(spec, history, model.get("plot_height"), follow));
+
+  function follow(x, source, speak = false) {
+    for (const view of views) {
+      if (view === source || view.spec.xlabel === source.spec.xlabel) view.point(x, speak && view === source);
+    }
+  }
+  function draw() {
+    frame = 0;
+    for (const view of views) view.draw();
+  }
+  function schedule() {
+    frame ||= requestAnimationFrame(draw);
+  }
+  function onMessage(message) {
+    if (message.type !== "points") return;
+    if (!history.take(message)) model.send({ type: "hello" });
+    schedule();
+  }
+
+  root.append(...views.map((view) => view.element));
+  el.replaceChildren(root);
+  const observer = new ResizeObserver(schedule);
+  observer.observe(root);
+  model.on("msg:custom", onMessage);
+  model.send({ type: "hello" });
+  schedule();
+  return () => {
+    observer.disconnect();
+    cancelAnimationFrame(frame);
+    model.off("msg:custom", onMessage);
+    el.replaceChildren();
+  };
+}
+
+export default { render };
