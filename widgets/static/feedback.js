@@ -1,0 +1,268 @@
+// What the feedback widgets share. Python joins this file and one widget's own file into one module (no CDN, no
+// bundler). The model's traits hold all state, so that every view of a widget shows the same and a reloaded page
+// gets it back; a view only draws them. See feedback.py for the traits and who writes which.
+
+const PATIENCE_MS = 8000; // how long an answer may be on its way before the person is told
+
+/** An element with attributes, `on…` listeners and children. Strings become text, never HTML. */
+function h(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value !== undefined) node.setAttribute(name, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+// Characters that would act on the page's text instead of showing: C0 (but tab and newline), C1, line separators,
+// bidirectional controls and marks, zero-width space, word joiner, byte-order mark.
+const CONTROL = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u2028\u2029\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]/g;
+
+/** How a control character is made visible: ␀ for U+0000, ␡ for U+007F, ‹U+202E› for the rest. */
+function symbolOf(character) {
+  const code = character.codePointAt(0);
+  if (code < 0x20) return String.fromCodePoint(0x2400 + code);
+  if (code === 0x7f) return "\u2421";
+  return `\u2039U+${code.toString(16).toUpperCase().padStart(4, "0")}\u203a`;
+}
+
+/** Model or person's text as inert nodes: text, with control characters spelt out. */
+function inert(text) {
+  const fragment = document.createDocumentFragment();
+  let end = 0;
+  for (const match of text.matchAll(CONTROL)) {
+    fragment.append(text.slice(end, match.index), h("span", { class: "rlhf-control" }, symbolOf(match[0])));
+    end = match.index + 1;
+  }
+  fragment.append(text.slice(end));
+  return fragment;
+}
+
+/** The same as one string, for screen-reader labels. */
+const inertString = (text) => text.replace(CONTROL, symbolOf);
+
+/** A fresh 32-digit id. `crypto.randomUUID` is missing on plain-http class servers; `getRandomValues` is not. */
+function newId() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+const kbd = (text) => h("kbd", { class: "rlhf-kbd" }, text);
+
+/** A button for one action; `aria-disabled` rather than `disabled`, so that it keeps the focus. */
+function actionButton(action, run) {
+  const button = h("button", { type: "button", class: "rlhf-button", "aria-keyshortcuts": action.shortcut, onclick: run });
+  if (action.primary) button.classList.add("rlhf-primary");
+  button.append(h("span", {}, action.label), kbd(action.cap));
+  return button;
+}
+
+/**
+ * One view of a feedback widget. `kind` says what differs:
+ *   title, help           texts;
+ *   actions(view)         its own actions: {label, cap, shortcut, keys, run, enabled?, primary?};
+ *   key(view, event)      handles other keys (the replies' numbers, arrows); true when it did;
+ *   build(view)           the replies' elements for a new question, put into view.body;
+ *   update(view)          draw the draft;   status(view) one sentence on where the draft stands.
+ * Returns the clean-up.
+ */
+function feedbackView(model, host, kind) {
+  const view = {
+    model,
+    get shown() { return model.get("shown"); },
+    get replies() { return this.shown.replies ?? []; },
+    get open() { return Boolean(this.shown.id) && !this.pending; },
+    get draft() {
+      const draft = model.get("draft");
+      return draft.question === this.shown.id ? draft : { question: this.shown.id, tiers: [] };
+    },
+    get saving() { return isWaiting("answer", "acknowledged"); },
+    get undoing() { return isWaiting("undo", "undone"); },
+    get pending() { return this.saving || this.undoing; },
+    setDraft(change) {
+      if (!this.open) return;
+      model.set("draft", { since: Date.now(), ...this.draft, ...change });
+      model.save_changes();
+    },
+    submit(order, status = "ranked") {
+      if (!this.open) return;
+      const seconds = Math.max(0, Date.now() - (this.draft.since ?? Date.now())) / 1000;
+      send({ question: this.shown.id, order, status, seconds });
+    },
+  };
+
+  function isWaiting(request, reply) {
+    const id = model.get(request).id;
+    return Boolean(id) && model.get(reply).id !== id && model.get("error") === "";
+  }
+
+  function send(answer) {
+    // The same decision sent again (after an error) keeps its id, so that the store recognises it.
+    const last = model.get("answer");
+    const failed = last.id && last.id !== model.get("acknowledged").id;
+    const same = failed && ["question", "order", "status"].every((f) => JSON.stringify(last[f]) === JSON.stringify(answer[f]));
+    const sent = same ? { ...last, attempt: last.attempt + 1 } : { id: newId(), ...answer, attempt: 1 };
+    model.set({ answer: sent, error: "" });
+    model.save_changes();
+  }
+
+  function undo() {
+    model.set({ undo: { id: newId() }, error: "" });
+    model.save_changes();
+  }
+
+  const actions = [
+    ...kind.actions(view),
+    { label: "Can't decide", cap: "D", shortcut: "d", keys: ["d"], run: () => view.submit([], "undecided"), quiet: true },
+    { label: "Skip", cap: "S", shortcut: "s", keys: ["s"], run: () => view.submit([], "skipped"), quiet: true },
+    {
+      label: "Undo", cap: "U", shortcut: "u", keys: ["u"], run: undo, quiet: true,
+      enabled: () => model.get("can_undo") && !view.pending, always: true,
+    },
+  ];
+  const isEnabled = (action) => (action.always || view.open) && (action.enabled?.() ?? true);
+
+  // --- the page ---
+  const progressText = h("span", { class: "rlhf-progress-text" });
+  const progressBar = h("span", { class: "rlhf-progress-fill" });
+  const prompt = h("div", { class: "rlhf-text rlhf-prompt-text", dir: "auto" });
+  const status = h("div", { class: "rlhf-status", role: "status", "aria-live": "polite" });
+  const alertText = h("span", {});
+  const again = h("button", { type: "button", class: "rlhf-button", onclick: resend }, "Send again");
+  const alert = h("div", { class: "rlhf-alert", role: "alert" }, h("span", { "aria-hidden": "true" }, "⚠ "), alertText, again);
+  const wait = h("div", { class: "rlhf-wait" }, h("span", { class: "rlhf-dots", "aria-hidden": "true" }, h("i"), h("i"), h("i")), h("span", { class: "rlhf-wait-text" }));
+  const buttons = actions.map((action) =>
+    actionButton(action, (event) => {
+      if (isEnabled(action)) action.run();
+      if (event.detail > 0) root.focus({ preventScroll: true }); // a mouse click: keys go on working from here
+    }),
+  );
+  const group = (quiet) => h("div", { class: "rlhf-buttons" }, ...buttons.filter((_, i) => Boolean(actions[i].quiet) === quiet));
+  view.body = h("div", { class: "rlhf-body" });
+  const asked = h(
+    "div", { class: "rlhf-asked" },
+    h("div", { class: "rlhf-prompt" }, h("span", { class: "rlhf-label" }, "Prompt"), prompt),
+    view.body,
+  );
+  const root = h(
+    "div",
+    { class: `rlhf-feedback rlhf-${kind.name}`, role: "group", "aria-label": kind.title, tabindex: "0", "data-lm-suppress-shortcuts": "true", onkeydown, onpointerdown },
+    h(
+      "div", { class: "rlhf-header" },
+      h("span", { class: "rlhf-title" }, kind.title),
+      h("span", { class: "rlhf-progress" }, progressText, h("span", { class: "rlhf-progress-track", "aria-hidden": "true" }, progressBar)),
+    ),
+    asked, wait,
+    h("div", { class: "rlhf-footer" }, group(false), group(true)),
+    h("div", { class: "rlhf-line" }, status, h("span", { class: "rlhf-focus-hint" }, "Click here or press Tab to use the keys")),
+    alert,
+  );
+  view.root = root;
+
+  function resend() {
+    model.set({ answer: { ...model.get("answer"), attempt: model.get("answer").attempt + 1 }, error: "" });
+    model.save_changes();
+  }
+
+  function onpointerdown(event) {
+    if (!event.target.closest("button, [tabindex]:not(.rlhf-feedback)")) root.focus({ preventScroll: true });
+  }
+
+  // JupyterLab must not see the keys: `x` would cut the cell, Enter would edit it.
+  function onkeydown(event) {
+    event.stopPropagation();
+    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    if ((event.ctrlKey || event.metaKey) && key === "s") event.preventDefault(); // the browser's "save page" dialog
+    if (event.ctrlKey || event.metaKey || event.altKey || key === "Tab" || /^F\d+$|^Page|^Home$|^End$/.test(key)) return;
+    if (event.target.closest("button") && (key === "Enter" || key === " ")) return; // the button's own click
+    event.preventDefault();
+    if (event.repeat) return;
+    const action = actions.find(({ keys }) => keys.includes(key));
+    if (action) return isEnabled(action) ? action.run() : undefined;
+    if (view.open) kind.key(view, event);
+  }
+
+  // --- drawing ---
+  let drawn; // the question that view.body holds, as text
+  let late = false;
+  let patience;
+
+  function draw() {
+    const hadFocus = root.contains(document.activeElement);
+    const { id, prompt: text } = view.shown;
+    const asking = JSON.stringify(view.shown);
+    if (asking !== drawn) {
+      drawn = asking;
+      prompt.replaceChildren(inert(text ?? ""));
+      view.body.replaceChildren();
+      if (id) kind.build(view);
+      if (id && !view.draft.since && !view.pending) view.setDraft({}); // first sight of it: the clock starts
+    }
+    asked.hidden = !id;
+    wait.hidden = Boolean(id);
+    wait.lastChild.textContent = model.get("wait_text");
+    wait.firstChild.hidden = !model.get("wait_text").endsWith("…"); // the moving dots: something is on its way
+    root.classList.toggle("rlhf-busy", view.pending);
+    if (id) kind.update(view);
+    if (hadFocus && !root.contains(document.activeElement)) root.focus({ preventScroll: true });
+    actions.forEach((action, i) => buttons[i].setAttribute("aria-disabled", String(!isEnabled(action))));
+    drawProgress();
+    drawMessages();
+  }
+
+  function drawProgress() {
+    const { done = 0, total } = model.get("progress");
+    progressText.textContent = total ? `${Math.min(done + (view.shown.id ? 1 : 0), total)} of ${total}` : done ? `${done} answered` : "";
+    progressBar.parentNode.hidden = !total;
+    progressBar.style.width = total ? `${(100 * Math.min(done, total)) / total}%` : "0";
+  }
+
+  function drawMessages() {
+    clearTimeout(patience);
+    if (!view.pending) late = false;
+    else if (!late) patience = setTimeout(() => { late = true; drawMessages(); }, PATIENCE_MS);
+    const unanswered = "The kernel has not confirmed this yet. Your answer is kept here; it counts once this says “Saved”.";
+    const message = model.get("error") || (late ? unanswered : "");
+    alert.hidden = !message;
+    again.hidden = !(late && view.saving);
+    alertText.textContent = inertString(message);
+    const text = statusText();
+    if (status.textContent !== text) status.textContent = text; // unchanged text is not announced again
+    status.classList.toggle("rlhf-saved", text.startsWith("✓"));
+  }
+
+  function statusText() {
+    if (view.saving) return "Saving…";
+    if (view.undoing) return "Taking your last answer back…";
+    const touched = view.draft.tiers.length > 0 || view.draft.tie;
+    const { id } = model.get("acknowledged");
+    if (id && id === model.get("answer").id && !touched && model.get("error") === "") {
+      return `✓ Saved. ${view.shown.id ? kind.help : ""}`.trim();
+    }
+    return view.shown.id ? kind.status(view) : "";
+  }
+
+  // Several traits change in one message: draw once, after all of them.
+  let scheduled = false;
+  let alive = true;
+  function schedule() {
+    if (scheduled) return;
+    scheduled = true;
+    queueMicrotask(() => {
+      scheduled = false;
+      if (alive) draw();
+    });
+  }
+  const traits = ["shown", "draft", "answer", "acknowledged", "undo", "undone", "error", "progress", "wait_text", "can_undo"];
+  for (const trait of traits) model.on(`change:${trait}`, schedule);
+  host.append(root);
+  draw();
+  return () => {
+    alive = false;
+    clearTimeout(patience);
+    kind.cleanup?.(view);
+    for (const trait of traits) model.off(`change:${trait}`, schedule);
+    root.remove();
+  };
+}
