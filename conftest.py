@@ -3,11 +3,17 @@
 The long files come first, so that no worker ends with one alone: browser tests, then notebooks, then the rest. All
 browser tests go to one worker, one after another: two browsers with two kernels that train are too much for two cores.
 A notebook's cells stay together because they share a kernel.
+
+Property tests have no deadline: how long an example takes says nothing on a machine that also trains and browses.
 """
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("lab", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("lab")
 
 
 def _file(nodeid: str) -> str:
