@@ -139,7 +139,7 @@ class DemoLoop(FakeLoop):
         super().__init__()
         self._random = random.Random(seed)
         self._seconds, self._number = seconds, 0
-        self._weights = [0.3, 0.1, 0.6, -0.2]
+        self._weights = [-0.5, 0.2, 0.8, 0.6]
         self._features: dict[str, Features] = {}
         self._asked: list[tuple[Question, Ranking]] = []
         self._agreements: list[float] = []
@@ -218,7 +218,7 @@ class DemoLoop(FakeLoop):
                 fact = self._random.choice(FACTS)
                 texts: list[str] = []
                 while len(texts) < 4:
-                    reply, _ = self._write(fact, self._sharpness() * 0.5)
+                    reply, _ = self._write(fact, self._sharpness() * 0.2)
                     texts += [reply] * (reply not in texts)
                 name = f"question-{len(self._given) + len(self.questions)}"
                 candidates = tuple(Candidate(f"{name}-{i}", text, "policy") for i, text in enumerate(texts))
@@ -254,7 +254,7 @@ class DemoLoop(FakeLoop):
         for _ in range(30):
             for pair in pairs:
                 chosen, rejected = self._features[pair.chosen], self._features[pair.rejected]
-                push = 0.012 / (1 + math.exp(self._score(pair.chosen) - self._score(pair.rejected)))
+                push = 0.02 / (1 + math.exp(self._score(pair.chosen) - self._score(pair.rejected)))
                 self._weights = [w + push * (c - r) for w, c, r in zip(self._weights, chosen, rejected, strict=True)]
         effects = tuple(
             Effect(q, r.order, scores, tuple(self._score(c.text) for c in q.candidates))

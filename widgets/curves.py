@@ -135,14 +135,16 @@ class CurvesWidget(anywidget.AnyWidget):
     """Panels of live curves. Every method is safe on any thread.
 
     `read` turns a record into `(key, x, y)` or `(key, x, y, low, high)` tuples, so that `add(record)` works too.
-    `panel_width` is a panel's least width and `plot_height` its plot's height, in pixels.
+    `panel_width` is a panel's least width and `plot_height` its plot's height, in pixels; `mark_name` says what the
+    marks are, such as "your labels".
     """
 
     _esm = STATIC / "curves.js"
     _css = STATIC / "curves.css"
     panels = traitlets.List(read_only=True).tag(sync=True)
     panel_width = traitlets.Int(230).tag(sync=True)
-    plot_height = traitlets.Int(132).tag(sync=True)
+    plot_height = traitlets.Int(150).tag(sync=True)
+    mark_name = traitlets.Unicode("events").tag(sync=True)
 
     def __init__(
         self,

@@ -70,14 +70,14 @@ PANELS = (
         xlabel="PPO step", empty="Appears after the first PPO step",
     ),
     Panel(
-        "kl", "KL to the SFT model",
+        "kl", "KL to SFT",
         "How far the policy has moved. Growth is normal; past 20, check that the replies still read well.",
         "nats/reply", xlabel="PPO step", empty="Appears after the first PPO step",
     ),
     Panel(
         "agreement", "Agreement with you",
         "Share of a new ranking's pairs that the reward model ordered like you, before learning them. Should rise.",
-        series=(Series("running", "average of the latest"), Series("one", "each ranking", points=True)),
+        series=(Series("running", "average"), Series("one", "each ranking", points=True)),
         percent=True, ymin=0.0, ymax=1.0, xlabel="your label", reference=0.5, reference_label="coin flip",
         marks=False, empty="Appears after your first ranking",
     ),
@@ -140,12 +140,12 @@ class Studio(ipywidgets.VBox):
         self._replaying: list[LiveEvent] | None = []
         self._questions: dict[str, Question] = {}  # all that were asked, by id
         self._set_aside: deque[Question] = deque()  # to be asked before the loop's next
-        self._step = 0
+        self._step = self._learned = 0
         self._errors: list[dict[str, str]] = []
         self._data: dict[str, dict[str, Any]] = {"bar": {}, "effect": {}, "samples": {}}
         self._parts = {name: StudioPart(part=name) for name in self._data}
         self._coalescer = Coalescer(self._show, interval)
-        self.curves = CurvesWidget(PANELS, interval=interval)
+        self.curves = CurvesWidget(PANELS, interval=interval, mark_name="your labels")
         self.ranking = self._make_ranking(previous)
         row = ipywidgets.Box([self.ranking, self._parts["effect"]])
         row.add_class("rlhf-studio-row")
@@ -262,6 +262,7 @@ class Studio(ipywidgets.VBox):
         if update.effects:
             latest, *earlier = [effect_view(effect) for effect in update.effects[: EARLIER_SHOWN + 1]]
             self._data["effect"] |= {"label": update.labels, "latest": latest, "earlier": earlier}
+        self._learned = update.labels
         if self._data["effect"].get("pending", 0) <= update.labels:
             self._pend(0)
 
@@ -330,7 +331,7 @@ class Studio(ipywidgets.VBox):
         number, labels = self.loop.submit(ranking), self.loop.labels
         with self._lock:
             self._data["bar"]["labels"] = labels
-            if ranking.status == "ranked":
+            if ranking.status == "ranked" and labels > self._learned:  # the worker may have been faster
                 self._pend(labels)
         self._coalescer.poke()
         return number
@@ -392,6 +393,15 @@ def ranks(scores: tuple[float, ...]) -> list[int]:
     return [order.index(i) + 1 for i in range(len(scores))]
 
 
+def places_given(order: tuple[tuple[str, ...], ...]) -> dict[str, range]:
+    """The places that an order allows each reply, counted from 1: tied replies share those of their tier."""
+    places, start = {}, 1
+    for tier in order:
+        places |= dict.fromkeys(tier, range(start, start + len(tier)))
+        start += len(tier)
+    return places
+
+
 def pairs_agreed(effect: Effect, scores: tuple[float, ...]) -> tuple[int, int]:
     """How many of the person's strict pairs `scores` put in the same order, and how many there are."""
     score = dict(zip((c.id for c in effect.question.candidates), scores, strict=True))
@@ -403,11 +413,13 @@ def effect_view(effect: Effect) -> dict[str, Any]:
     """An `Effect` as the page draws it: replies in the reward model's new order, with places before and after."""
     candidates = effect.question.candidates
     tiers = {candidate: number for number, tier in enumerate(effect.order, 1) for candidate in tier}
+    places = places_given(effect.order)
     before, after = ranks(effect.before), ranks(effect.after)
     rows = [
         {
             "text": candidate.text,
             "you": tiers.get(candidate.id),
+            "agrees": after[i] in places.get(candidate.id, ()),
             "rank_before": before[i],
             "rank_after": after[i],
             "before": effect.before[i],

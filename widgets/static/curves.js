@@ -3,7 +3,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const DASHES = ["", "6 3", "2 3", "8 3 2 3"];
-const MARGIN = { top: 8, right: 14, bottom: 32, left: 42 };
+const MARGIN = { top: 8, right: 14, bottom: 36, left: 40 };
 const MINUS = "\u2212";
 
 function node(tag, attributes = {}, ...children) {
@@ -108,8 +108,8 @@ class History {
 // --- one panel ---
 
 class PanelView {
-  constructor(spec, history, height, onCursor) {
-    Object.assign(this, { spec, history, height, onCursor, cursor: null, width: 0, xs: [] });
+  constructor(spec, history, { height, markName }, onCursor) {
+    Object.assign(this, { spec, history, height, markName, onCursor, cursor: null, width: 0, xs: [] });
     this.series = spec.series.length ? spec.series : [{ key: "", label: "", points: false }];
     this.value = node("span", { class: "rlhf-curves-value" });
     this.unit = node("span", { class: "rlhf-curves-unit" });
@@ -141,9 +141,9 @@ class PanelView {
     const legend = node("div", { class: "rlhf-curves-legend" });
     if (this.series.length < 2) return legend;
     this.series.forEach((series, i) => {
-      const swatch = svg("svg", { width: 24, height: 10, "aria-hidden": "true" });
+      const swatch = svg("svg", { width: series.points ? 10 : 24, height: 10, "aria-hidden": "true" });
       if (!series.points) swatch.append(svg("path", { d: "M1,5H23", ...this.stroke(i) }));
-      swatch.append(this.marker(12, 5, i, series.points));
+      swatch.append(this.marker(series.points ? 5 : 12, 5, i, series.points));
       const label = node("span");
       label.textContent = series.label;
       legend.append(node("span", { class: "rlhf-curves-key" }, swatch, label));
@@ -224,7 +224,8 @@ class PanelView {
     this.unit.hidden = !latest;
     const state = latest ? `latest ${format(latest[1], this.spec)} ${this.spec.unit}` : this.spec.empty;
     this.element.setAttribute("aria-label", `${this.spec.title}: ${state}. ${this.spec.explanation}`);
-    if (this.cursor === null) this.readout.textContent = latest ? `${this.spec.xlabel} ${at(latest[0])}` : "";
+    const marked = this.spec.marks && this.history.marks.length > 0;
+    if (this.cursor === null) this.readout.textContent = latest && marked ? `▲ ${this.markName}` : "";
   }
 
   scales(known, width) {
@@ -250,19 +251,19 @@ class PanelView {
     const { x0, x1, y0, y1, width, height, toX, toY } = this.scale;
     const [left, right, bottom] = [MARGIN.left, MARGIN.left + width, MARGIN.top + height];
     const parts = [];
-    const up = ticks(y0, y1, 3);
+    const up = ticks(y0, y1, 4);
     for (const y of up.values) {
       parts.push(svg("path", { d: `M${left},${toY(y)}H${right}`, class: "rlhf-curves-grid" }));
       const place = { x: left - 6, y: toY(y) + 3.5, "text-anchor": "end", class: "rlhf-curves-tick" };
       parts.push(svg("text", place, tickText(y, up, this.spec.percent)));
     }
-    const along = ticks(x0, x1, Math.max(2, Math.floor(width / 70)));
+    const along = ticks(x0, x1, Math.max(2, Math.floor(width / 34)));
     for (const x of along.values) {
-      const place = { x: toX(x), y: bottom + 14, "text-anchor": "middle", class: "rlhf-curves-tick" };
+      const place = { x: toX(x), y: bottom + 18, "text-anchor": "middle", class: "rlhf-curves-tick" };
       parts.push(svg("text", place, tickText(x, along, false)));
     }
     parts.push(svg("path", { d: `M${left},${bottom}H${right}`, class: "rlhf-curves-axis" }));
-    const name = { x: right, y: bottom + 27, "text-anchor": "end", class: "rlhf-curves-tick" };
+    const name = { x: right, y: bottom + 31, "text-anchor": "end", class: "rlhf-curves-tick" };
     parts.push(svg("text", name, this.spec.xlabel));
     if (this.spec.reference !== null) parts.push(...this.referenceLine(left, right));
     return parts;
@@ -283,7 +284,7 @@ class PanelView {
     return places.map((x) => {
       const [px, labels] = [this.scale.toX(x), this.labelsAt(x)];
       const group = svg("g", { class: "rlhf-curves-mark", "data-mark": labels });
-      group.append(svg("path", { d: `M${px},${MARGIN.top}V${bottom}` }), svg("path", { d: `M${px},${bottom}l-4,7h8z` }));
+      group.append(svg("path", { d: `M${px},${MARGIN.top}V${bottom}` }), svg("path", { d: `M${px},${bottom + 1}l-3.5,6h7z` }));
       group.append(svg("title", {}, labels));
       return group;
     });
@@ -373,7 +374,8 @@ function render({ model, el }) {
   const root = node("div", { class: "rlhf-curves", "data-lm-suppress-shortcuts": "true" });
   root.style.setProperty("--rlhf-curves-panel-width", `${model.get("panel_width")}px`);
   let frame = 0;
-  const views = model.get("panels").map((spec) => new PanelView(spec, history, model.get("plot_height"), follow));
+  const options = { height: model.get("plot_height"), markName: model.get("mark_name") };
+  const views = model.get("panels").map((spec) => new PanelView(spec, history, options, follow));
 
   function follow(x, source, speak = false) {
     for (const view of views) {

@@ -129,7 +129,7 @@ function movement(row) {
   return row.rank_after < row.rank_before ? "up" : row.rank_after > row.rank_before ? "down" : "same";
 }
 
-const MOVED = { up: "▲", down: "▼", same: "=" };
+const MOVED = { up: "▲ ", down: "▼ ", same: "" };
 
 function replyRow(row) {
   const text = node("div", { class: "rlhf-studio-reply", title: row.text, dir: "auto" }, row.text);
@@ -137,9 +137,11 @@ function replyRow(row) {
   const change = node(
     "div", { class: `rlhf-studio-score rlhf-studio-${movement(row)}` },
     node("b", {}, signed(row.after)),
-    node("span", { "aria-label": `${spoken}, before ${signed(row.before)}` }, `${MOVED[movement(row)]} was ${signed(row.before)}`),
+    node("span", { "aria-label": `${spoken}, before ${signed(row.before)}` }, `${MOVED[movement(row)]}was ${signed(row.before)}`),
   );
-  const you = node("div", { class: "rlhf-studio-you" }, row.you === null ? "–" : String(row.you));
+  const place = row.you === null ? "–" : String(row.you);
+  const meant = row.agrees ? "the same place as you gave it" : "not the place that you gave it";
+  const you = node("div", { class: `rlhf-studio-you${row.agrees ? " rlhf-studio-agrees" : ""}`, title: meant }, place);
   return node("div", { class: "rlhf-studio-row-reply", style: `height:${ROW}px` }, text, change, you);
 }
 
