@@ -52,7 +52,7 @@ const kbd = (text) => h("kbd", { class: "rlhf-kbd" }, text);
 
 /** A button for one action; `aria-disabled` rather than `disabled`, so that it keeps the focus. */
 function actionButton(action, run) {
-  const button = h("button", { type: "button", class: "rlhf-button", "aria-keyshortcuts": action.shortcut, onclick: run });
+  const button = h("button", { type: "button", class: "rlhf-button", "aria-keyshortcuts": action.shortcut, title: action.hint, onclick: run });
   if (action.primary) button.classList.add("rlhf-primary");
   button.append(h("span", {}, action.label), kbd(action.cap));
   return button;
@@ -61,7 +61,7 @@ function actionButton(action, run) {
 /**
  * One view of a feedback widget. `kind` says what differs:
  *   title, help           texts;
- *   actions(view)         its own actions: {label, cap, shortcut, keys, run, enabled?, primary?};
+ *   actions(view)         its own actions: {label, cap, shortcut, keys, run, hint?, enabled?, pressed?, primary?};
  *   key(view, event)      handles other keys (the replies' numbers, arrows); true when it did;
  *   build(view)           the replies' elements for a new question, put into view.body;
  *   update(view)          draw the draft;   status(view) one sentence on where the draft stands.
@@ -75,7 +75,7 @@ function feedbackView(model, host, kind) {
     get open() { return Boolean(this.shown.id) && !this.pending; },
     get draft() {
       const draft = model.get("draft");
-      return draft.question === this.shown.id ? draft : { question: this.shown.id, tiers: [] };
+      return draft.tiers && draft.question === this.shown.id ? draft : { question: this.shown.id, tiers: [] };
     },
     get saving() { return isWaiting("answer", "acknowledged"); },
     get undoing() { return isWaiting("undo", "undone"); },
@@ -117,7 +117,7 @@ function feedbackView(model, host, kind) {
     { label: "Can't decide", cap: "D", shortcut: "d", keys: ["d"], run: () => view.submit([], "undecided"), quiet: true },
     { label: "Skip", cap: "S", shortcut: "s", keys: ["s"], run: () => view.submit([], "skipped"), quiet: true },
     {
-      label: "Undo", cap: "U", shortcut: "u", keys: ["u"], run: undo, quiet: true,
+      label: "Undo", cap: "U", shortcut: "u", keys: ["u"], run: undo, hint: "Take your last saved answer back and ask its question again", quiet: true,
       enabled: () => model.get("can_undo") && !view.pending, always: true,
     },
   ];
@@ -127,7 +127,9 @@ function feedbackView(model, host, kind) {
   const progressText = h("span", { class: "rlhf-progress-text" });
   const progressBar = h("span", { class: "rlhf-progress-fill" });
   const prompt = h("div", { class: "rlhf-text rlhf-prompt-text", dir: "auto" });
-  const status = h("div", { class: "rlhf-status", role: "status", "aria-live": "polite" });
+  const saved = h("span", { class: "rlhf-saved" });
+  const standing = h("span", {});
+  const status = h("div", { class: "rlhf-status", role: "status", "aria-live": "polite" }, saved, standing);
   const alertText = h("span", {});
   const again = h("button", { type: "button", class: "rlhf-button", onclick: resend }, "Send again");
   const alert = h("div", { class: "rlhf-alert", role: "alert" }, h("span", { "aria-hidden": "true" }, "⚠ "), alertText, again);
@@ -206,7 +208,10 @@ function feedbackView(model, host, kind) {
     root.classList.toggle("rlhf-busy", view.pending);
     if (id) kind.update(view);
     if (hadFocus && !root.contains(document.activeElement)) root.focus({ preventScroll: true });
-    actions.forEach((action, i) => buttons[i].setAttribute("aria-disabled", String(!isEnabled(action))));
+    actions.forEach((action, i) => {
+      buttons[i].setAttribute("aria-disabled", String(!isEnabled(action)));
+      if (action.pressed) buttons[i].setAttribute("aria-pressed", String(action.pressed()));
+    });
     drawProgress();
     drawMessages();
   }
@@ -227,20 +232,19 @@ function feedbackView(model, host, kind) {
     alert.hidden = !message;
     again.hidden = !(late && view.saving);
     alertText.textContent = inertString(message);
-    const text = statusText();
-    if (status.textContent !== text) status.textContent = text; // unchanged text is not announced again
-    status.classList.toggle("rlhf-saved", text.startsWith("✓"));
+    write(saved, isSaved() ? "✓ Saved. " : "");
+    write(standing, view.saving ? "Saving…" : view.undoing ? "Taking your last answer back…" : view.shown.id ? kind.status(view) : "");
   }
 
-  function statusText() {
-    if (view.saving) return "Saving…";
-    if (view.undoing) return "Taking your last answer back…";
-    const touched = view.draft.tiers.length > 0 || view.draft.tie;
+  /** Text that did not change is not announced again. */
+  function write(node, text) {
+    if (node.textContent !== text) node.textContent = text;
+  }
+
+  /** Whether the last answer is in the database and the next has not been begun. */
+  function isSaved() {
     const { id } = model.get("acknowledged");
-    if (id && id === model.get("answer").id && !touched && model.get("error") === "") {
-      return `✓ Saved. ${view.shown.id ? kind.help : ""}`.trim();
-    }
-    return view.shown.id ? kind.status(view) : "";
+    return Boolean(id) && id === model.get("answer").id && model.get("error") === "" && !view.draft.tiers.length;
   }
 
   // Several traits change in one message: draw once, after all of them.

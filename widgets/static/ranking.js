@@ -72,16 +72,17 @@ const ranking = {
     const draft = () => view.draft;
     return [
       {
-        label: "Confirm", cap: "Enter ↵", shortcut: "Enter", keys: ["Enter"], primary: true,
+        label: "Confirm", cap: "Enter", shortcut: "Enter", keys: ["Enter"], primary: true,
         enabled: () => ranking.complete(view) !== null, run: () => view.submit(ranking.complete(view)),
       },
       {
-        label: "Tie with previous", cap: "=", shortcut: "=", keys: ["=", "t"],
+        label: "Tie next", cap: "=", shortcut: "=", keys: ["=", "t"], hint: "The next reply ties with the last one ranked (= or T)",
+        pressed: () => Boolean(draft().tie),
         enabled: () => draft().tiers.length > 0 && draft().tiers.flat().length < view.replies.length,
         run: () => view.setDraft({ tie: !draft().tie }),
       },
       {
-        label: "Take back", cap: "⌫", shortcut: "Backspace", keys: ["Backspace"],
+        label: "Take back", cap: "⌫", hint: "Take the last ranked reply out again (Backspace)", shortcut: "Backspace", keys: ["Backspace"],
         enabled: () => draft().tiers.length > 0,
         run: () => view.setDraft({ tie: false, tiers: without(draft().tiers, draft().tiers.flat().at(-1)) }),
       },
@@ -216,8 +217,9 @@ function dropTarget(view, rows, y) {
   return { index: rows.length };
 }
 
-function showTarget(view, rows, target) {
+function showTarget(view, rows, target, card) {
   for (const n of rows) view.cards[n].classList.toggle("rlhf-tie-target", n === target?.tie);
+  card.classList.toggle("rlhf-will-tie", target?.tie !== undefined);
   view.dropLine.hidden = target?.index === undefined;
   if (view.dropLine.hidden) return;
   const { index } = target;
@@ -242,7 +244,7 @@ function startDrag(view, n, down) {
     card.classList.add("rlhf-dragging");
     card.style.transform = `translateY(${dy}px)`;
     target = dropTarget(view, rows, event.clientY);
-    showTarget(view, rows, target);
+    showTarget(view, rows, target, card);
   }
   function end(drop) {
     card.removeEventListener("pointermove", move);
@@ -250,7 +252,7 @@ function startDrag(view, n, down) {
     card.removeEventListener("pointercancel", cancel);
     card.classList.remove("rlhf-dragging");
     card.style.transform = "";
-    showTarget(view, rows, undefined);
+    showTarget(view, rows, undefined, card);
     view.cancelDrag = undefined;
     view.justDragged = dragging;
     setTimeout(() => { view.justDragged = false; }); // the click that follows a drag is not a choice
