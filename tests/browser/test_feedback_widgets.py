@@ -323,6 +323,34 @@ def test_when_saving_fails_the_widget_says_so_and_keeps_the_draft(labelling):
     assert labelling.orders() == [[[TEXTS[2]], [TEXTS[0]], [TEXTS[3]], [TEXTS[1]]]]
 
 
+SLOW = """RankingWidget(questions[0], lambda ranking: slow(ranking))
+import pathlib, time
+store.add_question(questions[0])
+def slow(ranking):
+    while not pathlib.Path({go!r}).exists():
+        time.sleep(0.05)
+    return store.append(ranking)
+"""
+
+
+def test_an_answer_that_the_kernel_does_not_confirm_is_not_called_saved_and_can_be_sent_again(labelling, tmp_path):
+    go = tmp_path / "go"
+    labelling.start(widget=SLOW.format(go=str(go)), count=1)
+    labelling.focus()
+    labelling.page.keyboard.type("123")
+    labelling.page.keyboard.press("Enter")
+    status = labelling.root.get_by_role("status")
+    expect(status).to_have_text("Saving…")
+    expect(labelling.root.get_by_role("alert")).to_contain_text("The kernel has not confirmed this yet")
+    labelling.button("Send again").click()
+    expect(status).to_have_text("Saving…")
+    go.touch()
+    labelling.expect_saved()
+    labelling.notebook.wait_until_idle()
+    with FeedbackStore(labelling.db) as store:
+        assert len(store.events()) == 1
+
+
 def test_killing_the_kernel_while_labelling_loses_no_acknowledged_label(labelling, tmp_path):
     pid_file, moments = tmp_path / "pid", random.Random(1)
     labelling.start(
