@@ -57,7 +57,7 @@ PPO_METRICS = (
         "Mean reward-model score of the replies. Should rise, then level off; it is not the truth, only its model.",
     ),
     Metric(
-        "kl", "KL to the SFT model",
+        "kl", "KL to SFT",
         "How far the policy has drifted. It grows from 0; far above 10–20, replies often get odd while reward rises.",
         unit="nats/reply",
     ),
@@ -77,7 +77,7 @@ PPO_METRICS = (
         reference=0.0, reference_label="no better than the mean",
     ),
     Metric(
-        "approx_kl", "Approximate KL of the step",
+        "approx_kl", "Approximate KL",
         "How much this one step changed the policy. Small and steady is good; a spike means too large a step.",
         unit="nats/token",
     ),

@@ -83,7 +83,7 @@ def test_ppo_panels_draw_every_metric_with_its_unit():
     axes = {axis.get_title(loc="left"): axis for axis in plots.ppo_panels(stats).axes if axis.get_visible()}
     assert len(axes) == 7
     assert drawn(axes["Reward"]) == ([1, 2], [0.5, 0.9])
-    assert axes["KL to the SFT model"].get_ylabel() == "nats/reply"
+    assert axes["KL to SFT"].get_ylabel() == "nats/reply"
     clipfrac = axes["Clip fraction"]
     assert clipfrac.yaxis.get_major_formatter()(0.2) == "20%"
 

@@ -50,7 +50,7 @@ function ticks(low, high, count) {
 function tickText(value, scale, percent) {
   if (percent) return clean(`${(100 * value).toFixed(Math.max(0, scale.decimals - 2))}%`);
   if (Math.abs(value) < scale.step / 2) return "0";
-  if (scale.decimals > 4) return clean(value.toExponential(0));
+  if (scale.decimals > 4) return clean(value.toExponential(1));
   if (Math.abs(value) >= 10000) {
     const [unit, letter] = Math.abs(value) >= 1e6 ? [1e6, "M"] : [1e3, "k"];
     return clean(`${+(value / unit).toFixed(2)}${letter}`);
@@ -272,7 +272,8 @@ class PanelView {
   referenceLine(left, right) {
     const y = this.scale.toY(this.spec.reference);
     const line = svg("path", { d: `M${left},${y}H${right}`, class: "rlhf-curves-reference" });
-    const place = { x: right, y: y + 10, "text-anchor": "end", class: "rlhf-curves-tick rlhf-curves-halo" };
+    const below = y + 14 < MARGIN.top + this.scale.height; // otherwise the axis would strike the words through
+    const place = { x: right, y: below ? y + 10 : y - 4, "text-anchor": "end", class: "rlhf-curves-tick rlhf-curves-halo" };
     return [line, svg("text", place, this.spec.reference_label)];
   }
 
