@@ -110,7 +110,9 @@ class Ranking:
         if self.status == "ranked" and ranked != ids:
             raise InputError(f"ranking {self.id!r} orders {sorted(ranked)}; question {question.id!r} has {sorted(ids)}")
         if self.displayed and set(self.displayed) != ids:
-            raise InputError(f"ranking {self.id!r} was displayed as {list(self.displayed)}, not the replies of its question")
+            raise InputError(
+                f"ranking {self.id!r} was displayed as {list(self.displayed)}, not the replies of its question"
+            )
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,9 +145,7 @@ def comparisons_of(question: Question, ranking: Ranking) -> list[Comparison]:
     pairs: list[Comparison] = []
 
     def add(better: str, worse: str, tie: bool) -> None:
-        pairs.append(
-            Comparison(question.prompt, texts[better], texts[worse], tie, question.id, ranking.annotator)
-        )
+        pairs.append(Comparison(question.prompt, texts[better], texts[worse], tie, question.id, ranking.annotator))
 
     for above, below in combinations(ranking.order, 2):
         for better, worse in product(above, below):

@@ -12,7 +12,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -83,7 +83,7 @@ def tidy(text: str) -> str:
     return re.sub(r"(^|[.?!] )([a-z])", lambda m: m[1] + m[2].upper(), text)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parsed(template: str) -> list[Node]:
     return parse_template(template)
 
@@ -527,7 +527,9 @@ class _Reader:
         names = ("right", "admits", "safe", "unknowing")
         return mix | {name: self.share(fields[name], f"demonstrations.{name}") for name in names}
 
-    def held_out(self, data: Any, subjects: tuple[Subject, ...], hazards: tuple[Hazard, ...]) -> tuple[frozenset, frozenset]:
+    def held_out(
+        self, data: Any, subjects: tuple[Subject, ...], hazards: tuple[Hazard, ...]
+    ) -> tuple[frozenset, frozenset]:
         fields = self.mapping(data, "held_out", {"subjects", "hazards"})
         sets = []
         for key, items in (("subjects", subjects), ("hazards", hazards)):

@@ -1,0 +1,88 @@
+"""Simulated people: they read the gold judge's verdict, with a taste of their own, noise and stated biases, and rank.
+
+Only their rankings leave this module for training. A simulated person stands in for a real one in headless runs, and
+lets a lesson ask what a reward model makes of people who disagree, tire or fall for length.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .errors import InputError
+from .judge import GoldJudge
+from .records import Question, Ranking
+
+
+@dataclass
+class SimulatedAnnotator:
+    """Ranks by gold verdict × taste + biases + noise, all in units of the gold score.
+
+    `taste` replaces the judge's weights of some attributes (correct, safe, polite, concise, fluent; negative for a person
+    who dislikes it). `noise` is the standard deviation of the error of each impression; replies whose impressions differ
+    by less than `tie_below` are tied. `length_bias` is added for every ten words, `position_bias` for the reply shown first.
+    """
+
+    judge: GoldJudge
+    noise: float = 0.35
+    seed: int = 0
+    name: str = "simulated"
+    taste: dict[str, float] = field(default_factory=dict)
+    tie_below: float = 0.05
+    length_bias: float = 0.0
+    position_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        unknown = set(self.taste) - set(self.judge.weights)
+        if unknown:
+            raise InputError(
+                f"taste {sorted(unknown)} of {self.name!r}: the attributes are {', '.join(self.judge.weights)}"
+            )
+        if self.noise < 0 or self.tie_below < 0:
+            raise InputError(f"annotator {self.name!r}: noise and tie_below must be 0 or more")
+
+    def impression(self, prompt: str, reply: str) -> float:
+        """What this person thinks of a reply, before noise."""
+        verdict, weights = self.judge.verdict(prompt, reply), self.judge.weights | self.taste
+        value = weights["correct"] * (verdict.correct or 0.0) + weights["safe"] * (verdict.safe or 0.0)
+        value += weights["fluent"] * verdict.fluent
+        if verdict.addressed or verdict.polite < 0:
+            value += weights["polite"] * verdict.polite
+        if verdict.addressed:
+            value += weights["concise"] * verdict.concise
+        return value + self.length_bias * len(reply.split()) / 10
+
+    def rank(self, question: Question) -> Ranking:
+        """This person's ranking of the question: the same for the same seed, prompt and replies."""
+        rng = random.Random(f"{self.seed} {question.prompt} {[c.text for c in question.candidates]}")
+        shown = rng.sample(question.candidates, len(question.candidates))
+        felt = {
+            candidate.id: self.impression(question.prompt, candidate.text)
+            + rng.gauss(0, self.noise)
+            + (self.position_bias if candidate is shown[0] else 0.0)
+            for candidate in shown
+        }
+        return Ranking(
+            question.id,
+            tiers(felt, self.tie_below),
+            self.name,
+            tuple(candidate.id for candidate in shown),
+            seconds=round(rng.uniform(3, 20), 1),
+        )
+
+    def rank_all(self, questions: Sequence[Question]) -> list[Ranking]:
+        """One ranking a question."""
+        return [self.rank(question) for question in questions]
+
+
+def tiers(values: dict[str, float], tie_below: float = 0.0) -> tuple[tuple[str, ...], ...]:
+    """Keys in order of their values, best first; neighbours closer than `tie_below` share a tier."""
+    ordered = sorted(values, key=values.__getitem__, reverse=True)
+    result: list[list[str]] = []
+    for key in ordered:
+        if result and values[result[-1][-1]] - values[key] < tie_below:
+            result[-1].append(key)
+        else:
+            result.append([key])
+    return tuple(tuple(tier) for tier in result)

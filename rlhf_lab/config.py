@@ -1,0 +1,233 @@
+"""One frozen dataclass of options per stage, and the profiles that bundle them. No torch.
+
+A config validates itself once, when it is made, and says which field is wrong and what would be right.
+`profile("quick")` is for tests, "default" for a class on a laptop, "thorough" for an afternoon.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from .errors import InputError
+
+
+def _check(config: Any, **rules: tuple[bool, str]) -> None:
+    """Raises InputError for the first field whose rule does not hold."""
+    for name, (holds, right) in rules.items():
+        if not holds:
+            raise InputError(f"{type(config).__name__}.{name} is {getattr(config, name)!r}; it must be {right}")
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        _check(config, **{name: (getattr(config, name) > 0, "greater than 0")})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the small language model: a Llama architecture, trained from scratch."""
+
+    vocab_size: int = 1024
+    hidden_size: int = 128
+    layers: int = 3
+    heads: int = 4
+    context: int = 192  # positions
+
+    def __post_init__(self) -> None:
+        _positive(self, "layers", "heads", "context")
+        _check(
+            self,
+            vocab_size=(self.vocab_size >= 300, "at least 300 (256 bytes, the special tokens and some merges)"),
+            hidden_size=(self.hidden_size % (2 * self.heads) == 0, "a multiple of twice the number of heads"),
+        )
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """Next-token training, for pretraining and for SFT. AdamW, linear warm-up, then constant, then linear decay."""
+
+    steps: int = 900
+    batch_size: int = 16  # sequences a step
+    block_size: int = 64  # tokens a sequence (pretraining packs documents into blocks of this size)
+    learning_rate: float = 6e-3
+    warmup: float = 0.04  # share of the steps
+    decay: float = 0.6  # share of the steps
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps", "batch_size", "block_size", "learning_rate", "clip_norm")
+        for name in ("warmup", "decay"):
+            _check(self, **{name: (0 <= getattr(self, name) <= 1, "a share from 0 to 1")})
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How replies are sampled."""
+
+    temperature: float = 1.0
+    max_new_tokens: int = 56
+    top_k: int | None = None
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_new_tokens", "batch_size")
+        _check(
+            self,
+            temperature=(self.temperature >= 0, "0 (always the likeliest token) or more"),
+            top_k=(self.top_k is None or self.top_k > 0, "None or greater than 0"),
+        )
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """Collecting rankings from the simulated annotator."""
+
+    questions: int = 600
+    candidates: int = 4
+    noise: float = 0.35  # standard deviation of the annotator's error, in gold-score units
+    held_out_questions: int = 150
+
+    def __post_init__(self) -> None:
+        _positive(self, "questions", "held_out_questions")
+        _check(
+            self,
+            candidates=(self.candidates >= 2, "at least 2"),
+            noise=(self.noise >= 0, "0 or more"),
+        )
+
+
+Pooling = Literal["mean", "last"]
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Training the reward model on comparisons."""
+
+    epochs: int = 2
+    questions_per_batch: int = 8  # all pairs of a question stand in one batch
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    pooling: Pooling = "mean"
+    loss: Literal["pairs", "plackett-luce"] = "pairs"
+
+    def __post_init__(self) -> None:
+        _positive(self, "epochs", "questions_per_batch", "learning_rate", "clip_norm")
+        _check(
+            self,
+            pooling=(self.pooling in ("mean", "last"), "'mean' or 'last'"),
+            loss=(self.loss in ("pairs", "plackett-luce"), "'pairs' or 'plackett-luce'"),
+        )
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """PPO for RLHF. Defaults and sources: FACTS of "The N Implementation Details of RLHF with PPO"."""
+
+    steps: int = 40
+    batch_size: int = 64  # replies a step
+    minibatches: int = 4
+    epochs: int = 4
+    learning_rate: float = 3e-4
+    critic_learning_rate: float = 1e-3
+    anneal: bool = True  # the learning rate falls linearly to 0 over `steps`
+    adam_eps: float = 1e-5
+    clip_norm: float = 1.0
+    clip_range: float = 0.2  # ε of the policy ratio
+    value_clip_range: float = 0.2
+    gamma: float = 1.0
+    lam: float = 0.95
+    kl_coefficient: float = 0.05  # β at the start
+    kl_target: float | None = 6.0  # nats a reply; None keeps β fixed
+    kl_horizon: float = 2_000.0  # episodes
+    max_kl_step: float | None = 0.05  # epochs stop early past this approximate KL (nats a token) to the step's start
+    truncated_score: float = -2.0  # what a reply without an end token earns, in place of its score
+    whiten_rewards: bool = False
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps", "batch_size", "minibatches", "epochs", "learning_rate", "critic_learning_rate")
+        _positive(self, "adam_eps", "clip_norm", "clip_range", "value_clip_range", "kl_horizon")
+        _check(
+            self,
+            minibatches=(self.minibatches <= self.batch_size, "at most batch_size"),
+            gamma=(0 < self.gamma <= 1, "in (0, 1]"),
+            lam=(0 <= self.lam <= 1, "in [0, 1]"),
+            kl_coefficient=(self.kl_coefficient >= 0, "0 or more"),
+            kl_target=(self.kl_target is None or self.kl_target > 0, "None or greater than 0"),
+            max_kl_step=(self.max_kl_step is None or self.max_kl_step > 0, "None or greater than 0"),
+        )
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All stages of a run."""
+
+    name: str
+    documents: int = 24_000  # of pretraining text
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pretraining: LanguageConfig = field(default_factory=LanguageConfig)
+    demonstrations: int = 1_600
+    sft: LanguageConfig = field(default_factory=lambda: LanguageConfig(steps=100, batch_size=32, learning_rate=2e-3))
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    preferences: PreferenceConfig = field(default_factory=PreferenceConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+
+
+def _quick() -> Profile:
+    """Every stage really runs, on a model too small to know anything: seconds, for tests."""
+    sampling = SamplingConfig(max_new_tokens=20)
+    return Profile(
+        "quick",
+        documents=600,
+        model=ModelConfig(vocab_size=512, hidden_size=32, layers=2, heads=2),
+        pretraining=LanguageConfig(steps=60, batch_size=8, block_size=48),
+        demonstrations=128,
+        sft=LanguageConfig(steps=20, batch_size=16, learning_rate=4e-3),
+        sampling=sampling,
+        preferences=PreferenceConfig(questions=24, held_out_questions=16),
+        reward=RewardConfig(epochs=1, questions_per_batch=4),
+        ppo=PPOConfig(steps=4, batch_size=16, minibatches=2, epochs=2, sampling=sampling),
+    )
+
+
+def _thorough() -> Profile:
+    base = Profile("thorough")
+    return replace(
+        base,
+        documents=60_000,
+        model=ModelConfig(hidden_size=192, layers=4, heads=6),
+        pretraining=replace(base.pretraining, steps=2_500, learning_rate=4e-3),
+        demonstrations=3_200,
+        sft=replace(base.sft, steps=200),
+        preferences=PreferenceConfig(questions=1_500, held_out_questions=300),
+        ppo=replace(base.ppo, steps=100),
+    )
+
+
+PROFILES = {"quick": _quick, "default": lambda: Profile("default"), "thorough": _thorough}
+
+
+def profile(name: str | None = None) -> Profile:
+    """The profile of that name; without one, that of the environment variable RLHF_LAB_PROFILE, else "default".
+
+    Raises InputError for a name that does not exist.
+    """
+    source = "profile" if name else "RLHF_LAB_PROFILE"
+    name = name or os.environ.get("RLHF_LAB_PROFILE") or "default"
+    if name not in PROFILES:
+        raise InputError(f"{source} {name!r} does not exist; use one of {', '.join(PROFILES)}")
+    return PROFILES[name]()
+
+
+def replaced(config: Any, **changes: Any) -> Any:
+    """`dataclasses.replace` with a clear error for a field that does not exist."""
+    known = [f.name for f in fields(config)]
+    for name in changes:
+        if name not in known:
+            raise InputError(f"{type(config).__name__} has no field {name!r}; it has {', '.join(known)}")
+    return replace(config, **changes)

@@ -1,0 +1,344 @@
+"""PPO for language models: per-token KL reward, advantages, clipped losses, and the loop.
+
+The pure functions at the top are the algorithm's equations. Rows are replies, columns their tokens; `mask` (B, R) is
+True on real tokens. Sources: Schulman et al., arXiv:1707.06347 and arXiv:1506.02438 (GAE); Ziegler et al.,
+arXiv:1909.08593 (KL reward, adaptive β); "The N Implementation Details of RLHF with PPO" (Huang et al., 2023).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .config import PPOConfig
+from .errors import InputError
+from .language import step_generator
+from .models import Critic, hidden_states
+from .records import Rollout, StepStats
+from .sampling import Sample, sample
+from .text import pad_right
+
+Score = Callable[[Sequence[Sample]], torch.Tensor]  # samples → scores (N,): a learned, a synthetic or a person's reward
+
+
+# --- the equations ----------------------------------------------------------------------------------------------------
+
+
+def per_token_rewards(
+    logprobs: torch.Tensor, ref_logprobs: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor, beta: float
+) -> torch.Tensor:
+    """−β·(log π − log π_ref) at every token, plus the score at each reply's last real one: (B, R)."""
+    rewards = -beta * (logprobs - ref_logprobs) * mask
+    last = mask.sum(1) - 1
+    rewards[torch.arange(len(rewards)), last] += scores
+    return rewards
+
+
+def gae(
+    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalised advantages and returns, both (B, R), the latter before any whitening.
+
+    δ_t = r_t + γ·V_{t+1} − V_t;  A_t = δ_t + γλ·A_{t+1};  return_t = A_t + V_t. Beyond a reply's end V and A are 0.
+    """
+    values = values * mask
+    advantages = torch.zeros_like(values)
+    following = values.new_zeros(len(values))
+    for t in reversed(range(values.shape[1])):
+        next_value = values[:, t + 1] if t + 1 < values.shape[1] else 0.0
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        following = (delta + gamma * lam * following) * mask[:, t]
+        advantages[:, t] = following
+    return advantages, (advantages + values) * mask
+
+
+def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the tokens where `mask` holds: every token weighs the same, whatever its reply's length."""
+    return (x * mask).sum() / mask.sum()
+
+
+def whiten(x: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True) -> torch.Tensor:
+    """x scaled to standard deviation 1 over the mask (biased variance, eps 1e-8), and to mean 0 if `shift_mean`."""
+    mean = masked_mean(x, mask)
+    variance = masked_mean((x - mean) ** 2, mask)
+    whitened = (x - mean) * torch.rsqrt(variance + 1e-8)
+    return (whitened if shift_mean else whitened + mean * torch.rsqrt(variance + 1e-8)) * mask
+
+
+def policy_loss(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, clip: float = 0.2
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The clipped objective as a loss, mean over tokens of max(−A·ratio, −A·clip(ratio, 1 ± ε)), and the clip fraction."""
+    ratio = torch.exp(logprobs - old_logprobs)
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    clipfrac = masked_mean((clipped > unclipped).float(), mask)
+    return masked_mean(torch.maximum(unclipped, clipped), mask), clipfrac
+
+
+def value_loss(
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, clip: float = 0.2
+) -> torch.Tensor:
+    """½·max((V − R)², (clip(V, V_old ± ε) − R)²), mean over tokens."""
+    clipped = torch.clamp(values, old_values - clip, old_values + clip)
+    return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (clipped - returns) ** 2), mask)
+
+
+def k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
+    """Schulman's low-variance, never negative estimate of KL(π‖π_ref) per token: (eˣ − 1) − x, x = log π_ref − log π."""
+    x = ref_logprobs - logprobs
+    return torch.expm1(x) - x
+
+
+def next_kl_coefficient(beta: float, kl: float, target: float, n: int, horizon: float) -> float:
+    """The adaptive controller: β·(1 + clip(KL/target − 1, ±0.2)·n/horizon), n the number of replies since."""
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return beta * (1 + error * n / horizon)
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What one batch of replies holds for the update. Reply tensors are (B, R), one column a reply token."""
+
+    ids: torch.Tensor  # (B, T) prompt and reply, padded on the right
+    prompt_lengths: torch.Tensor  # (B,)
+    mask: torch.Tensor
+    tokens: torch.Tensor  # the reply's tokens
+    logprobs: torch.Tensor
+    ref_logprobs: torch.Tensor
+    values: torch.Tensor
+    advantages: torch.Tensor
+    returns: torch.Tensor
+
+    def rows(self, rows: torch.Tensor) -> Experience:
+        """Some of the replies: a minibatch, cut to its longest row."""
+        width = int((self.prompt_lengths[rows] + self.mask[rows].sum(1)).max())
+        replies = int(self.mask[rows].sum(1).max())
+        cut = {name: getattr(self, name)[rows] for name in self.__dataclass_fields__}
+        return Experience(
+            **{
+                name: t[:, :width] if name == "ids" else t if t.dim() == 1 else t[:, :replies]
+                for name, t in cut.items()
+            }
+        )
+
+
+class PPO:
+    """The trainer: give it prompts, a step at a time.
+
+    `score` is any function from samples to scores, so a person, a learned and a synthetic reward are interchangeable.
+    `reference` stays frozen. Randomness comes from (seed, step) alone, so a trainer restored by `load_state` goes on as
+    the unbroken one would have.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        reference: PreTrainedModel,
+        critic: Critic,
+        score: Score,
+        tokenizer: PreTrainedTokenizerBase,
+        config: PPOConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.policy, self.reference, self.critic = policy.eval().requires_grad_(True), reference.eval(), critic.eval()
+        self.score, self.tokenizer, self.seed = score, tokenizer, seed
+        self.config = config or PPOConfig()
+        self.beta, self.steps_done = self.config.kl_coefficient, 0
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": list(policy.parameters()), "lr": self.config.learning_rate},
+                {"params": list(critic.parameters()), "lr": self.config.critic_learning_rate},
+            ],
+            betas=(0.9, 0.95),
+            eps=self.config.adam_eps,
+            weight_decay=0.0,
+            fused=True,
+        )
+
+    def step(self, prompts: Sequence[str]) -> StepStats:
+        """One PPO step: write a reply to each prompt, score them, compute advantages, update policy and critic."""
+        if not prompts:
+            raise InputError("PPO needs at least one prompt a step")
+        began = time.perf_counter()
+        samples = sample(self.policy, self.tokenizer, prompts, self.config.sampling, self.generator(salt=3))
+        scores = self.judged(samples)
+        experience, entropy = self.experience(samples, scores)
+        rate = self.set_learning_rate()
+        updates, epochs = self.update(experience)
+        kl = k3(experience.logprobs, experience.ref_logprobs).mul(experience.mask).sum(1)
+        beta = self.beta
+        if self.config.kl_target:
+            self.beta = next_kl_coefficient(
+                beta, kl.mean().item(), self.config.kl_target, len(prompts), self.config.kl_horizon
+            )
+        self.steps_done += 1
+        mean = {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
+        return StepStats(
+            step=self.steps_done,
+            reward=scores.mean().item(),
+            kl=kl.mean().item(),
+            objective=scores.mean().item() - beta * kl.mean().item(),
+            beta=beta,
+            entropy=entropy,
+            clipfrac=mean["clipfrac"],
+            approx_kl=updates[-1]["approx_kl"],
+            explained_variance=explained_variance(experience),
+            policy_loss=mean["policy_loss"],
+            value_loss=mean["value_loss"],
+            reply_length=experience.mask.sum(1).float().mean().item(),
+            truncated=sum(s.truncated for s in samples) / len(samples),
+            learning_rate=rate,
+            epochs=epochs,
+            seconds=time.perf_counter() - began,
+            samples=tuple(
+                Rollout(s.prompt, s.text, score, float(k), s.truncated)
+                for s, score, k in zip(samples, scores.tolist(), kl, strict=True)
+            ),
+        )
+
+    def generator(self, salt: int) -> torch.Generator:
+        return step_generator(self.seed, self.steps_done, salt)
+
+    def judged(self, samples: Sequence[Sample]) -> torch.Tensor:
+        """Scores (B,); a truncated reply earns the fixed low score instead (detail 14)."""
+        scores = torch.as_tensor(self.score(samples), dtype=torch.float32)
+        if scores.shape != (len(samples),) or not torch.isfinite(scores).all():
+            raise InputError(
+                f"the score function gave {tuple(scores.shape)}; it must give {len(samples)} finite numbers"
+            )
+        truncated = torch.tensor([s.truncated for s in samples])
+        return torch.where(truncated, self.config.truncated_score, scores)
+
+    @torch.no_grad()
+    def experience(self, samples: Sequence[Sample], scores: torch.Tensor) -> tuple[Experience, float]:
+        """Everything the update needs, and the policy's mean entropy in nats a token."""
+        device = next(self.policy.parameters()).device
+        dialogues = [s.dialogue for s in samples]
+        ids, lengths = (t.to(device) for t in pad_right([d.ids for d in dialogues], self.policy.config.pad_token_id))
+        prompt_lengths = torch.tensor([d.prompt_length for d in dialogues], device=device)
+        reply_lengths = lengths - prompt_lengths
+        position = torch.arange(int(reply_lengths.max()), device=device)
+        mask = position < reply_lengths[:, None]
+        columns = (prompt_lengths[:, None] + position).clamp(max=ids.shape[1] - 1)
+        tokens = ids.gather(1, columns)
+        temperature = self.config.sampling.temperature
+        logprobs, entropy = reply_logprobs(self.policy, ids, prompt_lengths, tokens, mask, temperature)
+        ref_logprobs, _ = reply_logprobs(self.reference, ids, prompt_lengths, tokens, mask, temperature)
+        values = self.values(ids, prompt_lengths, mask)
+        rewards = per_token_rewards(logprobs, ref_logprobs, scores.to(device), mask, self.beta)
+        if self.config.whiten_rewards:
+            rewards = whiten(rewards, mask, shift_mean=False)
+        advantages, returns = gae(rewards, values, mask, self.config.gamma, self.config.lam)
+        advantages = whiten(advantages, mask)
+        return (
+            Experience(ids, prompt_lengths, mask, tokens, logprobs, ref_logprobs, values, advantages, returns),
+            masked_mean(entropy, mask).item(),
+        )
+
+    def values(self, ids: torch.Tensor, prompt_lengths: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """V of the state before each reply token: (B, R), 0 outside the mask."""
+        return self.critic(ids).gather(1, state_columns(prompt_lengths, mask, ids.shape[1])) * mask
+
+    def set_learning_rate(self) -> float:
+        """Anneals both learning rates linearly towards 0 over `config.steps`; never below a twentieth."""
+        share = max(1 - self.steps_done / self.config.steps, 0.05) if self.config.anneal else 1.0
+        rates = (self.config.learning_rate, self.config.critic_learning_rate)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * share
+        return self.config.learning_rate * share
+
+    def update(self, experience: Experience) -> tuple[list[dict[str, float]], int]:
+        """Several epochs of shuffled minibatches; stops when the policy has moved too far from where the step began."""
+        generator, updates = self.generator(salt=4), []
+        for epoch in range(self.config.epochs):
+            order = torch.randperm(len(experience.ids), generator=generator)
+            latest = [self.minibatch(experience.rows(rows)) for rows in order.chunk(self.config.minibatches)]
+            updates += latest
+            moved = sum(u["approx_kl"] for u in latest) / len(latest)
+            if self.config.max_kl_step and moved > self.config.max_kl_step:
+                break
+        return updates, epoch + 1
+
+    def minibatch(self, mb: Experience) -> dict[str, float]:
+        """One gradient step on a minibatch."""
+        temperature = self.config.sampling.temperature
+        logprobs, _ = reply_logprobs(self.policy, mb.ids, mb.prompt_lengths, mb.tokens, mb.mask, temperature)
+        pg_loss, clipfrac = policy_loss(logprobs, mb.logprobs, mb.advantages, mb.mask, self.config.clip_range)
+        values = self.values(mb.ids, mb.prompt_lengths, mb.mask)
+        v_loss = value_loss(values, mb.values, mb.returns, mb.mask, self.config.value_clip_range)
+        self.optimizer.zero_grad()
+        (pg_loss + v_loss).backward()  # policy and critic share no weights, so no coefficient is needed
+        nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip_norm)
+        nn.utils.clip_grad_norm_(self.critic.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        with torch.no_grad():
+            approx_kl = masked_mean(k3(mb.logprobs, logprobs), mb.mask)
+        return {
+            "policy_loss": pg_loss.item(),
+            "value_loss": v_loss.item(),
+            "clipfrac": clipfrac.item(),
+            "approx_kl": approx_kl.item(),
+        }
+
+
+def train_ppo(trainer: PPO, prompts: Sequence[str]) -> Iterator[StepStats]:
+    """Runs the trainer to `config.steps`, drawing each step's prompts at random from the list; yields a record a step."""
+    while trainer.steps_done < trainer.config.steps:
+        yield trainer.step(draw_prompts(prompts, trainer.config.batch_size, trainer.generator(salt=5)))
+
+
+def draw_prompts(prompts: Sequence[str], n: int, generator: torch.Generator) -> list[str]:
+    """n prompts at random, without repetition while they last."""
+    if not prompts:
+        raise InputError("no prompts to draw from: give at least one")
+    rounds = math.ceil(n / len(prompts))
+    order = torch.cat([torch.randperm(len(prompts), generator=generator) for _ in range(rounds)])
+    return [prompts[i] for i in order[:n].tolist()]
+
+
+def state_columns(prompt_lengths: torch.Tensor, mask: torch.Tensor, width: int) -> torch.Tensor:
+    """The column of the state before each reply token, i.e. of the token before it: (B, R)."""
+    position = torch.arange(mask.shape[1], device=mask.device)
+    return (prompt_lengths[:, None] - 1 + position).clamp(max=width - 1)
+
+
+def reply_logprobs(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    prompt_lengths: torch.Tensor,
+    tokens: torch.Tensor,
+    mask: torch.Tensor,
+    temperature: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """log π of each reply token and the entropy of its distribution, both (B, R), 0 outside the mask.
+
+    Logits are divided by the sampling temperature (detail 3) and computed for real reply tokens only.
+    """
+    hidden = hidden_states(model, ids)  # (B, T, d)
+    columns = state_columns(prompt_lengths, mask, ids.shape[1])
+    states = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))[mask]  # (N, d)
+    logp = F.log_softmax(model.get_output_embeddings()(states).float() / temperature, dim=-1)  # (N, V)
+    chosen = logp.gather(1, tokens[mask][:, None]).squeeze(1)
+    logprobs, entropy = logp.new_zeros(mask.shape), logp.new_zeros(mask.shape)
+    logprobs = logprobs.masked_scatter(mask, chosen)
+    if not torch.is_grad_enabled():
+        entropy = entropy.masked_scatter(mask, -(logp.exp() * logp).sum(-1))
+    return logprobs, entropy
+
+
+def explained_variance(experience: Experience) -> float:
+    """1 − Var(returns − values) / Var(returns) over the reply tokens: 1 is a perfect critic, 0 one that knows nothing."""
+    returns, values = experience.returns[experience.mask], experience.values[experience.mask]
+    variance = returns.var(unbiased=False)
+    return (1 - (returns - values).var(unbiased=False) / variance).item() if variance > 0 else 0.0

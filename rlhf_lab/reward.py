@@ -1,0 +1,341 @@
+"""The reward model: its losses, its training, its normalisation, how far it can be trusted, and its live update.
+
+A ranking of k replies gives C(k, 2) pairs (InstructGPT, arXiv:2203.02155) or one Plackett-Luce likelihood; both train a
+scalar score r(prompt, reply). `TasteModel` learns one person's taste on top, from tens of rankings, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .config import RewardConfig
+from .errors import InputError
+from .language import make_optimizer, step_generator
+from .models import head_of, last_hidden, sequence_scores
+from .records import Comparison, Question, Ranking, RewardPoint
+from .sampling import Sample
+from .text import Dialogue, encode_dialogues, pad_right
+
+# --- losses: tensors in, tensors out ----------------------------------------------------------------------------------
+
+
+def bradley_terry_loss(
+    chosen: torch.Tensor, rejected: torch.Tensor, tie: torch.Tensor | None = None, margin: torch.Tensor | None = None
+) -> torch.Tensor:
+    """−log σ(r_chosen − r_rejected − margin) of each pair, in nats: (N,) from scores (N,).
+
+    A tie (N, bool) counts as half a preference either way, so it pulls the two scores together. `margin` is Llama 2's
+    (arXiv:2307.09288, equation 2). Source: Bradley and Terry (1952); Christiano et al., arXiv:1706.03741.
+    """
+    difference = chosen - rejected if margin is None else chosen - rejected - margin
+    loss = -F.logsigmoid(difference)
+    if tie is None:
+        return loss
+    return torch.where(tie, (loss - F.logsigmoid(-difference)) / 2, loss)
+
+
+def plackett_luce_loss(scores: torch.Tensor, tiers: Sequence[Sequence[int]]) -> torch.Tensor:
+    """−log P(ranking) in nats, a scalar, from the scores (k,) of a question's replies and tiers of their indices.
+
+    P = Π over places of exp(r_next) / Σ exp(r of those still to be placed) (Plackett, 1975). Replies in one tier are
+    placed at once: each against all below and itself, the others of its tier left out (Breslow's approximation,
+    averaged over the order inside the tier, would count them too; leaving them out says nothing about their order).
+    """
+    below = [scores[list(tier)] for tier in tiers]
+    loss = scores.new_zeros(())
+    for place, tier in enumerate(below[:-1]):
+        rest = torch.cat(below[place + 1 :])
+        for score in tier:
+            loss = loss + torch.logsumexp(torch.cat([score[None], rest]), 0) - score
+    return loss
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RankedReplies:
+    """A question as tensors' raw material: its replies, and which of them was put above which (by index).
+
+    `pairs` holds (better, worse, tie); `tiers` the whole ranking, when there is one.
+    """
+
+    dialogues: tuple[Dialogue, ...]
+    pairs: tuple[tuple[int, int, bool], ...]
+    tiers: tuple[tuple[int, ...], ...] = ()
+
+
+def encode_rankings(
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    rankings: Sequence[Ranking],
+    max_tokens: int | None = None,
+) -> list[RankedReplies]:
+    """Rankings with their questions' texts as tokens. Undecided and skipped ones are left out."""
+    by_id = {question.id: question for question in questions}
+    kept = [r.check(by_id[r.question_id]) for r in rankings if r.status == "ranked"]
+    texts = [(by_id[r.question_id].prompt, c.text) for r in kept for c in by_id[r.question_id].candidates]
+    dialogues = iter(encode_dialogues(tokenizer, texts, max_tokens))
+    encoded = []
+    for ranking in kept:
+        ids = [candidate.id for candidate in by_id[ranking.question_id].candidates]
+        tiers = tuple(tuple(ids.index(c) for c in tier) for tier in ranking.order)
+        encoded.append(RankedReplies(tuple(next(dialogues) for _ in ids), pairs_of_tiers(tiers), tiers))
+    return encoded
+
+
+def pairs_of_tiers(tiers: Sequence[Sequence[int]]) -> tuple[tuple[int, int, bool], ...]:
+    """All C(k, 2) pairs of a ranking: (better, worse, False), and (one, other, True) inside a tier."""
+    strict = [(a, b, False) for up, low in combinations(tiers, 2) for a, b in product(up, low)]
+    return (*strict, *((a, b, True) for tier in tiers for a, b in combinations(tier, 2)))
+
+
+def encode_comparisons(
+    tokenizer: PreTrainedTokenizerBase, comparisons: Sequence[Comparison], max_tokens: int | None = None
+) -> list[RankedReplies]:
+    """Pairs from a file (`rlhf_lab.formats.read_pairs`) in the same form: one question of two replies each."""
+    texts = [(c.prompt, text) for c in comparisons for text in (c.chosen, c.rejected)]
+    dialogues = iter(encode_dialogues(tokenizer, texts, max_tokens))
+    return [
+        RankedReplies((next(dialogues), next(dialogues)), ((0, 1, c.tie),), ((0, 1),) if c.tie else ((0,), (1,)))
+        for c in comparisons
+    ]
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def train_reward_model(
+    model: PreTrainedModel,
+    data: Sequence[RankedReplies],
+    config: RewardConfig,
+    seed: int = 0,
+    optimizer: torch.optim.Optimizer | None = None,
+    start: int = 0,
+) -> Iterator[RewardPoint]:
+    """Trains on ranked replies, yielding a point a step. Learning rate: warm-up over a twentieth, then linear to 0.
+
+    All pairs of a question stand in one batch and are averaged first within it, so a question counts once however
+    many replies it has. Dropout stays off.
+    """
+    if not data:
+        raise InputError("no rankings to learn from: rank at least one question")
+    optimizer = optimizer or make_optimizer(model, config.learning_rate, config.weight_decay)
+    model.requires_grad_(True)
+    per_epoch = -(-len(data) // config.questions_per_batch)
+    total, seen = per_epoch * config.epochs, start * config.questions_per_batch
+    for step in range(start, total):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * min(1.0, (step + 1) / (total / 20)) * (1 - step / total)
+        epoch, place = divmod(step, per_epoch)
+        order = torch.randperm(len(data), generator=step_generator(seed, epoch, salt=2)).tolist()
+        batch = [data[i] for i in order[place * config.questions_per_batch : (place + 1) * config.questions_per_batch]]
+        loss, accuracy = reward_loss(model, batch, config.loss)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        optimizer.step()
+        seen += sum(len(item.pairs) for item in batch)
+        yield RewardPoint(step + 1, seen, loss.item(), accuracy)
+
+
+def reward_loss(
+    model: PreTrainedModel, batch: Sequence[RankedReplies], loss: str = "pairs"
+) -> tuple[torch.Tensor, float]:
+    """Mean loss over the questions of a batch, and the share of strict pairs put in the right order."""
+    scores = score_dialogues(model, [d for item in batch for d in item.dialogues])
+    losses, hits = [], []
+    for item, own in zip(batch, scores.split([len(item.dialogues) for item in batch]), strict=True):
+        better, worse, tie = (torch.tensor(column, device=own.device) for column in zip(*item.pairs, strict=True))
+        pair_losses = bradley_terry_loss(own[better], own[worse], tie.bool())
+        losses.append(plackett_luce_loss(own, item.tiers) if loss == "plackett-luce" else pair_losses.mean())
+        hits.append((own[better] > own[worse])[~tie.bool()])
+    hit = torch.cat(hits).float()
+    return torch.stack(losses).mean(), hit.mean().item() if len(hit) else float("nan")
+
+
+def score_dialogues(model: PreTrainedModel, dialogues: Sequence[Dialogue]) -> torch.Tensor:
+    """Scores (N,) of dialogues, in one batch, with gradient."""
+    ids, lengths = pad_right([d.ids for d in dialogues], model.config.pad_token_id)
+    device = next(model.parameters()).device
+    return sequence_scores(model, ids.to(device), lengths.to(device))
+
+
+@torch.no_grad()
+def score_many(model: PreTrainedModel, dialogues: Sequence[Dialogue], batch_size: int = 64) -> torch.Tensor:
+    """Scores (N,) of any number of dialogues, dialogues of like length together, on the CPU."""
+    return _in_batches(lambda batch: score_dialogues(model, batch), dialogues, batch_size)
+
+
+@torch.no_grad()
+def features_of(model: PreTrainedModel, dialogues: Sequence[Dialogue], batch_size: int = 64) -> torch.Tensor:
+    """What the reward model's head reads, (N, d), of any number of dialogues, on the CPU."""
+
+    def features(batch: Sequence[Dialogue]) -> torch.Tensor:
+        ids, lengths = pad_right([d.ids for d in batch], model.config.pad_token_id)
+        device = next(model.parameters()).device
+        return last_hidden(model, ids.to(device), lengths.to(device))
+
+    return _in_batches(features, dialogues, batch_size)
+
+
+def _in_batches(function, dialogues: Sequence[Dialogue], batch_size: int) -> torch.Tensor:
+    order = sorted(range(len(dialogues)), key=lambda i: len(dialogues[i].ids))
+    parts = [
+        function([dialogues[i] for i in order[at : at + batch_size]]).cpu() for at in range(0, len(order), batch_size)
+    ]
+    joined = torch.cat(parts)
+    result = torch.empty_like(joined)
+    result[torch.tensor(order)] = joined
+    return result
+
+
+@torch.no_grad()
+def normalise(model: PreTrainedModel, dialogues: Sequence[Dialogue]) -> None:
+    """Rescales the head so that scores on these dialogues have mean 0 and standard deviation 1, in place.
+
+    transformers' head has no bias, so the mean is taken off along the direction u of the features that varies least
+    while u·mean = 1: u = C⁻¹m / (mᵀC⁻¹m). Scores move together by a constant (nearly), so their order stays.
+    (Detail 13 of the PPO details: lm-human-preferences normalises before and after training.)
+    """
+    features = features_of(model, dialogues).double()
+    mean, covariance = features.mean(0), torch.cov(features.T)
+    ridge = 1e-4 * covariance.diagonal().mean() * torch.eye(len(mean), dtype=torch.double)
+    direction = torch.linalg.solve(covariance + ridge, mean)
+    direction = direction / (direction @ mean)
+    weight = head_of(model).weight[0].double().cpu()
+    weight = weight - (weight @ mean) * direction
+    weight = weight / (features @ weight).std()
+    head_of(model).weight.copy_(weight[None].to(head_of(model).weight))
+
+
+def reward_score(model: PreTrainedModel):
+    """A `score(samples) -> (N,)` function for PPO, best-of-n and evaluation."""
+
+    def score(samples: Sequence[Sample]) -> torch.Tensor:
+        return score_many(model, [s.dialogue for s in samples])
+
+    return score
+
+
+# --- how far it can be trusted ----------------------------------------------------------------------------------------
+
+
+def pair_margins(model: PreTrainedModel, data: Sequence[RankedReplies]) -> torch.Tensor:
+    """r_better − r_worse of every strict pair, (N,)."""
+    scores = score_many(model, [d for item in data for d in item.dialogues])
+    margins = []
+    for item, own in zip(data, scores.split([len(item.dialogues) for item in data]), strict=True):
+        margins += [own[a] - own[b] for a, b, tie in item.pairs if not tie]
+    return torch.stack(margins) if margins else torch.zeros(0)
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Pairs whose predicted probability fell in one bin: mean prediction, share that came true, how many."""
+
+    predicted: float
+    observed: float
+    count: int
+
+
+def calibration(margins: torch.Tensor, bins: int = 10) -> list[CalibrationBin]:
+    """Is σ(margin) an honest probability? Pairs are sorted by confidence max(p, 1 − p) into bins of equal count."""
+    confidence = torch.sigmoid(margins.abs())
+    order = confidence.argsort()
+    parts = [part for part in order.chunk(bins) if len(part)]
+    return [
+        CalibrationBin(confidence[part].mean().item(), (margins[part] > 0).float().mean().item(), len(part))
+        for part in parts
+    ]
+
+
+# --- one person's taste, live -----------------------------------------------------------------------------------------
+
+
+class TasteModel:
+    """Learns one person's taste from tens of rankings: a Bayesian head on the reward model's features.
+
+    The head w has a Gaussian prior N(prior_mean, prior_covariance), learned from a population of tastes
+    (`taste_prior`), so that a handful of rankings moves it along the directions in which people differ and leaves the
+    rest alone. After every ranking w is the maximum of the posterior (Bradley-Terry likelihood of the person's pairs,
+    each ranking counting `strength` pairs in all), found by Newton's method: milliseconds, and the same whatever the order of labels.
+    """
+
+    def __init__(self, prior_mean: torch.Tensor, prior_covariance: torch.Tensor, strength: float = 6.0) -> None:
+        self.prior_mean = prior_mean.double()
+        self.precision = torch.linalg.inv(prior_covariance.double())
+        self.strength = strength
+        self.weight = self.prior_mean.clone()
+        self._pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # ranking id → differences (n, d), targets (n,)
+
+    @property
+    def labels(self) -> int:
+        """How many rankings it has learned from."""
+        return len(self._pairs)
+
+    def score(self, features: torch.Tensor) -> torch.Tensor:
+        """Scores (N,) from features (N, d)."""
+        return (features.double() @ self.weight).float()
+
+    def learn(self, ranking_id: str, features: torch.Tensor, pairs: Sequence[tuple[int, int, bool]]) -> float:
+        """Learns one ranking: features (k, d) of its replies and pairs (better, worse, tie). Returns seconds taken."""
+        began = time.perf_counter()
+        if pairs:
+            better, worse, tie = (torch.tensor(column) for column in zip(*pairs, strict=True))
+            differences = features.double()[better] - features.double()[worse]
+            self._pairs[ranking_id] = (differences, torch.where(tie.bool(), 0.5, 1.0).double())
+            self._fit()
+        return time.perf_counter() - began
+
+    def forget(self, ranking_id: str) -> None:
+        """Takes a ranking back, as if it had never been given."""
+        if self._pairs.pop(ranking_id, None) is not None:
+            self._fit()
+
+    def _fit(self, iterations: int = 12) -> None:
+        if not self._pairs:
+            self.weight = self.prior_mean.clone()
+            return
+        x = torch.cat([differences for differences, _ in self._pairs.values()])
+        target = torch.cat([targets for _, targets in self._pairs.values()])
+        counts = torch.cat([torch.full((len(t),), self.strength / len(t)).double() for _, t in self._pairs.values()])
+        w = self.weight
+        for _ in range(iterations):
+            p = torch.sigmoid(x @ w)
+            gradient = self.precision @ (w - self.prior_mean) + x.T @ (counts * (p - target))
+            hessian = self.precision + (x * (counts * p * (1 - p))[:, None]).T @ x
+            step = torch.linalg.solve(hessian, gradient)
+            w = w - step * min(1.0, 4.0 / float(step.norm() + 1e-12) * float(w.norm() + 1))
+            if step.norm() < 1e-8 * (1 + w.norm()):
+                break
+        self.weight = w
+
+
+def fit_head(x: torch.Tensor, target: torch.Tensor, ridge: float = 1.0, iterations: int = 25) -> torch.Tensor:
+    """Logistic regression without intercept: weights (d,) from pair differences x (N, d) and targets (N,) in [0, 1]."""
+    taste = TasteModel(torch.zeros(x.shape[1]), torch.eye(x.shape[1]) / ridge, strength=float(len(x)))
+    taste._pairs["all"] = (x.double(), target.double())
+    taste._fit(iterations)
+    return taste.weight
+
+
+def taste_prior(heads: torch.Tensor, spread: float = 1.0, floor: float = 1e-3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prior mean (d,) and covariance (d, d) of a head, from the heads (K, d) of a population of tastes.
+
+    The covariance is the population's own, widened by `spread`, plus `floor` × its mean variance in every direction, so that a
+    person unlike anybody in the population can still be learned, only more slowly.
+    """
+    mean = heads.mean(0)
+    centred = (heads - mean).double()
+    covariance = centred.T @ centred / max(len(heads) - 1, 1) * spread
+    scale = covariance.diagonal().mean() + 1e-12
+    return mean, covariance + floor * scale * torch.eye(len(mean), dtype=torch.double)
