@@ -289,27 +289,28 @@ class Scenario:
         return self.dress(self.core(asked, good, rng), style, n_fillers, rng)
 
     def demonstrations(self, n: int, seed: int = 0) -> list[Demonstration]:
-        """n demonstrations for SFT, on training prompts only."""
+        """n demonstrations for SFT, on any prompts but the held-out ones."""
         rng = random.Random(f"{self.name} demonstrations {seed}")
-        prompts = self.prompts("train", seed=seed)
+        prompts = [prompt for prompt, (split, _) in self._asked.items() if split != "held_out"]
+        rng.shuffle(prompts)
         chosen = [prompts[i % len(prompts)] for i in range(n)]
         return [Demonstration(p, self.reply(self._asked[p][1], rng)) for p in chosen]
 
     # --- pretraining text ---
 
     def corpus(self, n: int, seed: int = 0) -> list[str]:
-        """n documents of pretraining text: notices, questions with answers, corrections, talk at the desk.
+        """n documents of pretraining text: notices, and talk at the desk.
 
         Facts are nearly always right there; replies come in every style. All subjects and wordings occur, those of
         the held-out prompts too: the model should know the domain before anybody teaches it manners.
         """
         rng = random.Random(f"{self.name} corpus {seed}")
         prompts = list(self._asked)
-        makers = (self._talk, self._talk, self._talk, self._notice, self._checked)
+        makers = (self._talk, self._talk, self._talk, self._notice)
         return [rng.choice(makers)(prompts, rng) for _ in range(n)]
 
     def _talk(self, prompts: list[str], rng: random.Random) -> str:
-        mix = self.demonstration_mix | {"right": 0.96, "admits": 0.9, "safe": 0.7, "unknowing": 0.03}
+        mix = self.demonstration_mix | {"right": 0.98, "admits": 0.9, "safe": 0.7, "unknowing": 0.03}
         prompt = rng.choice(prompts)
         return f"Visitor: {prompt}\nDesk: {self.reply(self._asked[prompt][1], rng, mix)}"
 
@@ -320,14 +321,6 @@ class Scenario:
             self.claim(Asked(subject.name, name, subject.facts[name]), subject.facts[name], rng) for name in names
         ]
         return f"Notice: {tidy(subject.name)}. " + " ".join(claims)
-
-    def _checked(self, prompts: list[str], rng: random.Random) -> str:
-        prompt = rng.choice(prompts)
-        asked, good = self._asked[prompt][1], rng.random() < 0.5
-        style, n_fillers = _draw(self.demonstration_mix["style"], rng), rng.choice((0, 0, 1))
-        said = self.dress(self.core(asked, good, rng), style, n_fillers, rng)
-        verdict = "That was right." if good else "That was wrong. " + self.core(asked, True, rng)
-        return f"Visitor: {prompt}\nDesk: {said}\nCheck: {verdict}"
 
 
 def mentions(text: str, phrase: str) -> bool:
