@@ -62,7 +62,7 @@ def train_language(
     """Trains on `batch_at(step)` for `start … config.steps`, yielding a point a step. Dropout stays off (eval mode)."""
     optimizer = optimizer or make_optimizer(model, config.learning_rate, config.weight_decay)
     device = next(model.parameters()).device
-    began, tokens = time.perf_counter(), 0
+    began, tokens = time.perf_counter(), sum(int((batch_at(step)[1] != -100).sum()) for step in range(start))
     for step in range(start, config.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, config)

@@ -50,7 +50,7 @@ def plackett_luce_loss(scores: torch.Tensor, tiers: Sequence[Sequence[int]]) -> 
     averaged over the order inside the tier, would count them too; leaving them out says nothing about their order).
     """
     below = [scores[list(tier)] for tier in tiers]
-    loss = scores.new_zeros(())
+    loss = 0.0 * scores.sum()  # all tied: nothing to learn, yet a loss that has a gradient
     for place, tier in enumerate(below[:-1]):
         rest = torch.cat(below[place + 1 :])
         for score in tier:
@@ -79,8 +79,14 @@ def encode_rankings(
     rankings: Sequence[Ranking],
     max_tokens: int | None = None,
 ) -> list[RankedReplies]:
-    """Rankings with their questions' texts as tokens. Undecided and skipped ones are left out."""
+    """Rankings with their questions' texts as tokens. Undecided and skipped ones are left out.
+
+    Raises InputError for a ranking whose question is not among `questions`, or that does not answer it.
+    """
     by_id = {question.id: question for question in questions}
+    for ranking in rankings:
+        if ranking.status == "ranked" and ranking.question_id not in by_id:
+            raise InputError(f"ranking {ranking.id!r} answers question {ranking.question_id!r}, which is not given")
     kept = [r.check(by_id[r.question_id]) for r in rankings if r.status == "ranked"]
     texts = [(by_id[r.question_id].prompt, c.text) for r in kept for c in by_id[r.question_id].candidates]
     dialogues = iter(encode_dialogues(tokenizer, texts, max_tokens))
@@ -131,13 +137,18 @@ def train_reward_model(
     optimizer = optimizer or make_optimizer(model, config.learning_rate, config.weight_decay)
     model.requires_grad_(True)
     per_epoch = -(-len(data) // config.questions_per_batch)
-    total, seen = per_epoch * config.epochs, start * config.questions_per_batch
+    total = per_epoch * config.epochs
+
+    def batch_at(step: int) -> list[RankedReplies]:
+        epoch, place = divmod(step, per_epoch)
+        order = torch.randperm(len(data), generator=step_generator(seed, epoch, salt=2)).tolist()
+        return [data[i] for i in order[place * config.questions_per_batch :][: config.questions_per_batch]]
+
+    seen = sum(len(item.pairs) for step in range(start) for item in batch_at(step))
     for step in range(start, total):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, (step + 1) / (total / 20)) * (1 - step / total)
-        epoch, place = divmod(step, per_epoch)
-        order = torch.randperm(len(data), generator=step_generator(seed, epoch, salt=2)).tolist()
-        batch = [data[i] for i in order[place * config.questions_per_batch : (place + 1) * config.questions_per_batch]]
+        batch = batch_at(step)
         loss, accuracy = reward_loss(model, batch, config.loss)
         optimizer.zero_grad()
         loss.backward()
