@@ -6,6 +6,7 @@ A config validates itself once, when it is made, and says which field is wrong a
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -154,6 +155,8 @@ class PPOConfig:
         _check(
             self,
             minibatches=(self.minibatches <= self.batch_size, "at most batch_size"),
+            sampling=(self.sampling.temperature > 0, "sampling at a temperature above 0: PPO learns from chance"),
+            truncated_score=(math.isfinite(self.truncated_score), "a finite number"),
             gamma=(0 < self.gamma <= 1, "in (0, 1]"),
             lam=(0 <= self.lam <= 1, "in [0, 1]"),
             kl_coefficient=(self.kl_coefficient >= 0, "0 or more"),

@@ -212,10 +212,15 @@ class PPO:
 
     def judged(self, samples: Sequence[Sample]) -> torch.Tensor:
         """Scores (B,); a truncated reply earns the fixed low score instead (detail 14)."""
-        scores = torch.as_tensor(self.score(samples), dtype=torch.float32)
+        given = self.score(samples)
+        try:
+            scores = torch.as_tensor(given, dtype=torch.float32, device="cpu").detach()
+        except (TypeError, ValueError, RuntimeError):
+            scores = torch.empty(0)
         if scores.shape != (len(samples),) or not torch.isfinite(scores).all():
+            shown = " ".join(str(given).split())[:60]
             raise InputError(
-                f"the score function gave {tuple(scores.shape)}; it must give {len(samples)} finite numbers"
+                f"the score function gave {shown}; it must give {len(samples)} finite numbers, one for each sample"
             )
         truncated = torch.tensor([s.truncated for s in samples])
         return torch.where(truncated, self.config.truncated_score, scores)
