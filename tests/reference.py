@@ -26,7 +26,7 @@ def padded(rows, width: int) -> np.ndarray:
 
 
 def rewards(logprobs, ref_logprobs, scores, beta):
-    """Ziegler et al. (arXiv:1909.08593), equation 2, a token at a time: r_t = −β·log(π/π_ref), the score on the last."""
+    """Ziegler et al. (arXiv:1909.08593), equation 2, token by token: r_t = −β·log(π/π_ref), the score on the last."""
     result = []
     for lp, ref, score in zip(logprobs, ref_logprobs, scores, strict=True):
         row = [-beta * (a - b) for a, b in zip(lp, ref, strict=True)]
