@@ -87,14 +87,10 @@ def encode_dialogues(
 ) -> list[Dialogue]:
     """Each (prompt, reply) in the chat template. Where both exceed `max_tokens`, the prompt loses its beginning first,
     down to a quarter of the room, then the reply its end."""
-    prompt_texts = [_rendered(tokenizer, prompt, None) for prompt, _ in pairs]
-    reply_texts = []
-    for (prompt, reply), start in zip(pairs, prompt_texts, strict=True):
-        whole = _rendered(tokenizer, prompt, reply)
-        follows = whole.startswith(start)  # true of every template that the generation prompt is a prefix of
-        reply_texts.append(whole[len(start) :] if follows else f"{reply}{tokenizer.eos_token}")
     if not pairs:
         return []
+    prompt_texts = [_rendered(tokenizer, prompt, None) for prompt, _ in pairs]
+    reply_texts = [_reply_text(tokenizer, *pair, start) for pair, start in zip(pairs, prompt_texts, strict=True)]
     prompts = tokenizer(prompt_texts, add_special_tokens=False)["input_ids"]
     replies = tokenizer(reply_texts, add_special_tokens=False)["input_ids"]
     return [_fitted(p, r, max_tokens) for p, r in zip(prompts, replies, strict=True)]
@@ -107,10 +103,22 @@ def _fitted(prompt: list[int], reply: list[int], max_tokens: int | None) -> Dial
     return Dialogue((*prompt, *reply), len(prompt))
 
 
+def _reply_text(tokenizer: PreTrainedTokenizerBase, prompt: str, reply: str, start: str) -> str:
+    """What the template puts behind the generation prompt, up to one end token.
+
+    A template may write more behind it (ChatML: a line break), or none at all. A reply that was sampled stops at the
+    end token, so one that is written here does too: the reward model reads every reply's score at the same place.
+    """
+    whole = _rendered(tokenizer, prompt, reply)
+    follows = whole.startswith(start)  # true of every template that the generation prompt is a prefix of
+    text = whole[len(start) :] if follows else neutralised(tokenizer, reply)
+    return text.partition(tokenizer.eos_token)[0] + tokenizer.eos_token
+
+
 def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str, reply: str | None) -> str:
     prompt = neutralised(tokenizer, prompt)
     if tokenizer.chat_template is None:  # a base model without a template
-        return f"User: {prompt}\nAssistant:" + ("" if reply is None else f" {reply}{tokenizer.eos_token}")
+        return f"User: {prompt}\nAssistant:" + ("" if reply is None else f" {neutralised(tokenizer, reply)}")
     messages = [{"role": "user", "content": prompt}]
     if reply is None:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -120,7 +128,10 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str, reply: str | None
 
 def neutralised(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """The text with a space inside every special token it spells out, so that nobody types an end token."""
-    for token in tokenizer.all_special_tokens:
+    added = (
+        tokenizer.added_tokens_decoder.values()
+    )  # some tokenizers do not name all of them (Llama 3: <|start_header_id|>)
+    for token in dict.fromkeys([*tokenizer.all_special_tokens, *(t.content for t in added if t.special)]):
         text = text.replace(token, f"{token[0]} {token[1:]}") if len(token) > 1 else text
     return text
 
