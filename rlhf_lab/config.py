@@ -68,7 +68,7 @@ class LanguageConfig:
 class SamplingConfig:
     """How replies are sampled."""
 
-    temperature: float = 1.0
+    temperature: float = 0.7
     max_new_tokens: int = 56
     top_k: int | None = None
     batch_size: int = 256
@@ -86,10 +86,10 @@ class SamplingConfig:
 class PreferenceConfig:
     """Collecting rankings from the simulated annotator."""
 
-    questions: int = 600
+    questions: int = 1_200
     candidates: int = 4
     noise: float = 0.35  # standard deviation of the annotator's error, in gold-score units
-    held_out_questions: int = 150
+    held_out_questions: int = 192
 
     def __post_init__(self) -> None:
         _positive(self, "questions", "held_out_questions")
@@ -128,10 +128,10 @@ class RewardConfig:
 class PPOConfig:
     """PPO for RLHF. Defaults and sources: FACTS of "The N Implementation Details of RLHF with PPO"."""
 
-    steps: int = 40
+    steps: int = 20
     batch_size: int = 64  # replies a step
     minibatches: int = 4
-    epochs: int = 4
+    epochs: int = 3
     learning_rate: float = 3e-4
     critic_learning_rate: float = 1e-3
     anneal: bool = True  # the learning rate falls linearly to 0 over `steps`
@@ -141,8 +141,8 @@ class PPOConfig:
     value_clip_range: float = 0.2
     gamma: float = 1.0
     lam: float = 0.95
-    kl_coefficient: float = 0.05  # β at the start
-    kl_target: float | None = 6.0  # nats a reply; None keeps β fixed
+    kl_coefficient: float = 0.15  # β at the start
+    kl_target: float | None = 3.0  # nats a reply; None keeps β fixed
     kl_horizon: float = 2_000.0  # episodes
     max_kl_step: float | None = 0.05  # epochs stop early past this approximate KL (nats a token) to the step's start
     truncated_score: float = -2.0  # what a reply without an end token earns, in place of its score
@@ -207,8 +207,8 @@ def _thorough() -> Profile:
         pretraining=replace(base.pretraining, steps=2_500, learning_rate=4e-3),
         demonstrations=3_200,
         sft=replace(base.sft, steps=200),
-        preferences=PreferenceConfig(questions=1_500, held_out_questions=300),
-        ppo=replace(base.ppo, steps=100),
+        preferences=PreferenceConfig(questions=2_000),
+        ppo=replace(base.ppo, steps=40, batch_size=128),
     )
 
 
