@@ -81,9 +81,12 @@ def new_reward_model(language_model: PreTrainedModel, pooling: Pooling = "mean",
                 f"pooling 'mean' needs a Llama model, and this is {config.model_type!r}; use pooling='last'"
             )
         config.num_hidden_layers += 1
-    if config.pad_token_id is None:
-        raise InputError(
-            "the model has no padding token; set config.pad_token_id to one that differs from the end token"
+    end = config.eos_token_id
+    if config.pad_token_id is None or config.pad_token_id in (end if isinstance(end, list) else [end]):
+        raise InputError(  # transformers' class takes the last token that is not padding for the last real one
+            f"the model's padding token is {config.pad_token_id}; a reward model needs one that differs from the end "
+            "token: tokenizer.add_special_tokens({'pad_token': '<|pad|>'}), "
+            "model.resize_token_embeddings(len(tokenizer)), model.config.pad_token_id = tokenizer.pad_token_id"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -164,7 +167,10 @@ def load_language_model(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTo
 
     Raises InputError when it cannot be loaded: the message says why.
     """
-    return _loaded(AutoModelForCausalLM, name), load_tokenizer(name)
+    model, tokenizer = _loaded(AutoModelForCausalLM, name), load_tokenizer(name)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
 
 
 def load_reward_model(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
