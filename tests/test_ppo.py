@@ -200,7 +200,7 @@ def test_the_value_loss_and_its_gradient_agree_with_the_formula(batch):
 
 # --- the trainer ------------------------------------------------------------------------------------------------------
 
-SAMPLING = SamplingConfig(max_new_tokens=24)
+SAMPLING = SamplingConfig(temperature=1.0, max_new_tokens=24)
 CONFIG = PPOConfig(
     steps=10,
     batch_size=8,
@@ -221,7 +221,7 @@ LEARNING = replace(
     batch_size=16,
     learning_rate=2e-3,
     truncated_score=-4.0,
-    sampling=SamplingConfig(max_new_tokens=40),
+    sampling=SamplingConfig(temperature=1.0, max_new_tokens=40),
 )
 
 
@@ -313,7 +313,7 @@ def test_at_the_first_step_the_policy_is_the_reference():
 
 
 def test_a_truncated_reply_earns_the_fixed_score():
-    config = replace(CONFIG, truncated_score=-7.5, sampling=SamplingConfig(max_new_tokens=14))
+    config = replace(CONFIG, truncated_score=-7.5, sampling=SamplingConfig(temperature=1.0, max_new_tokens=14))
     stats = trainer(lambda samples: torch.full((len(samples),), 3.0), config).step(PROMPTS * 4)
     assert 0 < stats.truncated < 1  # only "It is on Tuesday." fits
     assert {(r.truncated, r.score) for r in stats.samples} == {(True, -7.5), (False, 3.0)}

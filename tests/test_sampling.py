@@ -116,11 +116,13 @@ def test_what_is_drawn_has_the_probabilities_of_the_softmax():
 
 def test_top_k_draws_only_the_k_likeliest_in_their_proportion():
     logits = torch.tensor([0.0, math.log(3), -5.0, -6.0]).expand(8_000, 4)
-    drawn = draw(logits, SamplingConfig(top_k=2), torch.Generator().manual_seed(0)).bincount(minlength=4)
+    drawn = draw(logits, SamplingConfig(temperature=1.0, top_k=2), torch.Generator().manual_seed(0)).bincount(
+        minlength=4
+    )
     assert drawn[2:].sum() == 0
     assert drawn[1].item() / 8_000 == pytest.approx(0.75, abs=0.02)
-    assert set(draw(logits, SamplingConfig(top_k=1)).tolist()) == {1}
-    assert len(draw(logits, SamplingConfig(top_k=99))) == 8_000  # more than there are: all of them
+    assert set(draw(logits, SamplingConfig(temperature=1.0, top_k=1)).tolist()) == {1}
+    assert len(draw(logits, SamplingConfig(temperature=1.0, top_k=99))) == 8_000  # more than there are: all of them
 
 
 def test_temperature_zero_is_the_likeliest_token():
