@@ -1,8 +1,8 @@
 """Checkers for the notebooks' exercises: each calls a student's function on worked cases and says what is wrong.
 
-A checker prints one friendly sentence and raises nothing, so a notebook whose exercises are still empty runs from top to
-bottom. An exercise not yet begun returns None (or `...`). Written so that it imports without torch: tensors that come
-back are read through `tolist`.
+A checker prints one friendly sentence and raises nothing, so a notebook whose exercises are still empty runs from top
+to bottom. An exercise not yet begun returns None (or `...`). Written so that it imports without torch: tensors that
+come back are read through `tolist`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def check(
     Numbers agree within `tolerance`. `hint` is added where no listed cause fits. Returns whether all was right.
     """
     sentence = next((s for case in cases if (s := _complaint(function, case, hint, tolerance))), None)
-    print(f"✗ {sentence}" if sentence else f"✓ {praise}")
+    print(sentence or f"✓ {praise}")
     return sentence is None
 
 
@@ -43,14 +43,14 @@ def _complaint(function: Callable[..., Any], case: Case, hint: str, tolerance: f
     try:
         got = plain(function(*case.arguments))
     except Exception as error:  # a student's function may raise anything; the notebook goes on
-        return f"{call} stopped with {type(error).__name__}: {error}. {hint}".rstrip()
+        return f"✗ {call} stopped with {type(error).__name__}: {error}. {hint}".rstrip()
     if got is None or got is ...:
-        return f"{name} gives nothing yet: write its body and `return` the answer. {hint}".rstrip()
+        return f"○ {name} gives nothing yet: write its body, `return` the answer, and run this cell again."
     expected = plain(case.expected)
     if same(got, expected, tolerance):
         return None
     cause = next((why for wrong, why in case.causes if same(got, plain(wrong), tolerance)), hint)
-    return f"{call} should be {_shown(expected)}, but yours gives {_shown(got)}. {cause}".rstrip()
+    return f"✗ {call} should be {_shown(expected)}, but yours gives {_shown(got)}. {cause}".rstrip()
 
 
 def plain(value: Any) -> Any:
