@@ -19,9 +19,10 @@ from .records import Question, Ranking
 class SimulatedAnnotator:
     """Ranks by gold verdict × taste + biases + noise, all in units of the gold score.
 
-    `taste` replaces the judge's weights of some attributes (correct, safe, polite, concise, fluent; negative for a person
-    who dislikes it). `noise` is the standard deviation of the error of each impression; replies whose impressions differ
-    by less than `tie_below` are tied. `length_bias` is added for every ten words, `position_bias` for the reply shown first.
+    `taste` replaces the judge's weights of some attributes (correct, safe, polite, concise, fluent; negative for a
+    person who dislikes it). `noise` is the standard deviation of the error of each impression; replies whose
+    impressions differ by less than `tie_below` are tied. `length_bias` is added for every ten words, `position_bias`
+    for the reply shown first.
     """
 
     judge: GoldJudge
@@ -86,3 +87,18 @@ def tiers(values: dict[str, float], tie_below: float = 0.0) -> tuple[tuple[str, 
         else:
             result.append([key])
     return tuple(tuple(tier) for tier in result)
+
+
+def population(judge: GoldJudge, n: int, noise: float = 0.35, seed: int = 0) -> list[SimulatedAnnotator]:
+    """n simulated people of different tastes: what each wants of every attribute is drawn at random.
+
+    They stand for "people in general" in the live loop's prior. Most want facts, some do not care; they disagree
+    about manners and length as people do.
+    """
+    rng = random.Random(f"population {seed}")
+
+    def taste() -> dict[str, float]:
+        ranges = {"correct": (-0.5, 2.5), "safe": (-0.5, 2.5), "polite": (-1.5, 1.5), "concise": (-1.5, 1.5)}
+        return {name: rng.uniform(*between) for name, between in ranges.items()} | {"fluent": rng.uniform(0, 1.5)}
+
+    return [SimulatedAnnotator(judge, noise, seed * 1_000 + i, f"person {i + 1}", taste()) for i in range(n)]

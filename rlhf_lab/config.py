@@ -166,6 +166,36 @@ class PPOConfig:
 
 
 @dataclass(frozen=True)
+class LiveConfig:
+    """The live loop: one person's rankings, a reward model that learns each at once, PPO in the background."""
+
+    candidates: int = 4
+    buffer: int = 2  # questions written ahead; few, so that they come from a recent policy
+    question_temperature: float = 1.0  # hotter than training: replies worth comparing differ
+    sft_candidates: int = 1  # of each question's replies, how many the SFT model writes, for contrast
+    window: int = 10  # rankings over which the running agreement is averaged
+    effects: int = 3  # earlier questions whose change of scores is shown beside the latest
+    win_rate_every: int = 5  # PPO steps
+    win_rate_prompts: int = 48
+    population: int = 16  # simulated people whose tastes make the prior
+    prior_questions: int = 300  # that each of them ranks
+    ppo: PPOConfig = field(
+        default_factory=lambda: PPOConfig(batch_size=32, minibatches=2, anneal=False, kl_target=4.0, kl_horizon=500.0)
+    )
+
+    def __post_init__(self) -> None:
+        _positive(self, "buffer", "window", "win_rate_every", "win_rate_prompts", "prior_questions")
+        _check(
+            self,
+            candidates=(self.candidates >= 2, "at least 2"),
+            sft_candidates=(0 <= self.sft_candidates <= self.candidates, "from 0 to candidates"),
+            question_temperature=(self.question_temperature > 0, "greater than 0"),
+            effects=(self.effects >= 0, "0 or more"),
+            population=(self.population >= 2, "at least 2: a spread of tastes needs two people"),
+        )
+
+
+@dataclass(frozen=True)
 class Profile:
     """All stages of a run."""
 
@@ -179,6 +209,7 @@ class Profile:
     preferences: PreferenceConfig = field(default_factory=PreferenceConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    live: LiveConfig = field(default_factory=LiveConfig)
 
 
 def _quick() -> Profile:
@@ -195,6 +226,13 @@ def _quick() -> Profile:
         preferences=PreferenceConfig(questions=24, held_out_questions=16),
         reward=RewardConfig(epochs=1, questions_per_batch=4),
         ppo=PPOConfig(steps=4, batch_size=16, minibatches=2, epochs=2, sampling=sampling),
+        live=LiveConfig(
+            win_rate_every=2,
+            win_rate_prompts=16,
+            population=6,
+            prior_questions=24,
+            ppo=PPOConfig(batch_size=16, minibatches=2, epochs=2, anneal=False, sampling=sampling),
+        ),
     )
 
 

@@ -1,12 +1,12 @@
 """The gold judge: what is true and good in a scenario, for learners to compare a reward model with.
 
 It knows the knowledge base, so it stands for the truth that a real project never has. **Nothing that trains a model may
-reach it**: the simulated annotator (`rlhf_lab.annotators`) turns its scores into noisy rankings, and only those comparisons
-go on; evaluation reads it. A test holds that no training module imports this one.
+reach it**: the simulated annotator (`rlhf_lab.annotators`) turns its scores into noisy rankings, and only those
+comparisons go on; evaluation reads it. A test holds that no training module imports this one.
 
 It reads any text, broken text too, and is built to be hard to game: a value counts only inside a fluent sentence that
-claims it of the subject that was asked about; a second, different claim spoils the first; tone and brevity count only as
-far as the reply addresses the question; stuffing and word salad fail on fluency.
+claims it of the subject that was asked about; a second, different claim spoils the first; tone and brevity count only
+as far as the reply addresses the question; stuffing and word salad fail on fluency.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class GoldJudge:
         return self.verdict(prompt, reply).score
 
     def verdict(self, prompt: str, reply: str) -> Verdict:
-        """Reads one reply. A prompt that asks nothing the scenario knows is judged on tone, brevity and fluency alone."""
+        """Reads one reply. A prompt about nothing the scenario knows is judged on tone, brevity and fluency."""
         asked = self.scenario.asked(prompt)
         sentences = split_sentences(reply)
         correct = safe = None

@@ -1,15 +1,16 @@
 """Models: the small language model, the reward model and the critic, all of them plain transformers classes.
 
-What is saved here loads anywhere with `AutoModelForCausalLM` / `AutoModelForSequenceClassification` and `AutoTokenizer`,
-and any Hugging Face model of those kinds loads here with `load_language_model` / `load_reward_model`. Weights are
-safetensors only, and no remote code runs.
+What is saved here loads anywhere with `AutoModelForCausalLM` / `AutoModelForSequenceClassification` and
+`AutoTokenizer`, and any Hugging Face model of those kinds loads here with `load_language_model` / `load_reward_model`.
+Weights are safetensors only, and no remote code runs.
 
 Mean pooling in last-token form
     A reward model that averages over all tokens learns faster from few labels than one that reads the last token, but
-    transformers' class reads the last token. So the lab gives the reward model one more transformer block whose attention
-    starts out even (small query and key weights: every position gets nearly the same weight) and whose value and output
-    projections start as the identity. The last token then holds itself plus the mean over the whole sequence: mean
-    pooling, inside the stock architecture, and the attention may still learn to look harder at some tokens.
+    transformers' class reads the last token. So the lab gives the reward model one more transformer block whose
+    attention starts out even (small query and key weights: every position gets nearly the same weight) and whose value
+    and output projections start as the identity. The last token then holds itself plus the mean over the whole
+    sequence: mean pooling, inside the stock architecture, and the attention may still learn to look harder at some
+    tokens.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from .errors import InputError
 
 
 def new_language_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> LlamaForCausalLM:
-    """A decoder-only language model with random weights: the Llama architecture (RoPE, RMSNorm, SwiGLU), tied embeddings.
+    """A decoder-only language model with random weights: the Llama architecture (RoPE, RMSNorm, SwiGLU), tied
+    embeddings.
 
     Rotary positions matter here: at this size they learn in half the tokens what learned absolute positions need to
     copy a subject from the question into the answer.

@@ -75,7 +75,7 @@ def whiten(x: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True) -> torc
 def policy_loss(
     logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, clip: float = 0.2
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The clipped objective as a loss, mean over tokens of max(−A·ratio, −A·clip(ratio, 1 ± ε)), and the clip fraction."""
+    """max(−A·ratio, −A·clip(ratio, 1 ± ε)), mean over tokens, and the share of tokens that were clipped."""
     ratio = torch.exp(logprobs - old_logprobs)
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
@@ -92,7 +92,7 @@ def value_loss(
 
 
 def k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """Schulman's low-variance, never negative estimate of KL(π‖π_ref) per token: (eˣ − 1) − x, x = log π_ref − log π."""
+    """Schulman's estimate of KL(π‖π_ref) a token, never negative: (eˣ − 1) − x with x = log π_ref − log π."""
     x = ref_logprobs - logprobs
     return torch.expm1(x) - x
 
@@ -154,6 +154,7 @@ class PPO:
         self.policy, self.reference, self.critic = policy.eval().requires_grad_(True), reference.eval(), critic.eval()
         self.score, self.tokenizer, self.seed = score, tokenizer, seed
         self.config = config or PPOConfig()
+        self.pulse: Callable[[], None] = lambda: None  # called between the parts of a step: a live loop looks up here
         self.beta, self.steps_done = self.config.kl_coefficient, 0
         self.optimizer = torch.optim.AdamW(
             [
@@ -172,6 +173,7 @@ class PPO:
             raise InputError("PPO needs at least one prompt a step")
         began = time.perf_counter()
         samples = sample(self.policy, self.tokenizer, prompts, self.config.sampling, self.generator(salt=3))
+        self.pulse()
         scores = self.judged(samples)
         experience, entropy = self.experience(samples, scores)
         rate = self.set_learning_rate()
@@ -266,14 +268,14 @@ class PPO:
     def update(self, experience: Experience) -> tuple[list[dict[str, float]], int]:
         """Several epochs of shuffled minibatches; stops when the policy has moved too far from where the step began."""
         generator, updates = self.generator(salt=4), []
-        for epoch in range(self.config.epochs):
+        for epochs in range(1, self.config.epochs + 1):  # noqa: B007 (how many were done is returned)
             order = torch.randperm(len(experience.ids), generator=generator)
             latest = [self.minibatch(experience.rows(rows)) for rows in order.chunk(self.config.minibatches)]
             updates += latest
             moved = sum(u["approx_kl"] for u in latest) / len(latest)
             if self.config.max_kl_step and moved > self.config.max_kl_step:
                 break
-        return updates, epoch + 1
+        return updates, epochs
 
     def minibatch(self, mb: Experience) -> dict[str, float]:
         """One gradient step on a minibatch."""
@@ -289,6 +291,7 @@ class PPO:
         self.optimizer.step()
         with torch.no_grad():
             approx_kl = masked_mean(k3(mb.logprobs, logprobs), mb.mask)
+        self.pulse()
         return {
             "policy_loss": pg_loss.item(),
             "value_loss": v_loss.item(),
@@ -298,7 +301,7 @@ class PPO:
 
 
 def train_ppo(trainer: PPO, prompts: Sequence[str]) -> Iterator[StepStats]:
-    """Runs the trainer to `config.steps`, drawing each step's prompts at random from the list; yields a record a step."""
+    """Runs the trainer to `config.steps`, each step on prompts drawn at random; yields a record a step."""
     while trainer.steps_done < trainer.config.steps:
         yield trainer.step(draw_prompts(prompts, trainer.config.batch_size, trainer.generator(salt=5)))
 
@@ -343,7 +346,7 @@ def reply_logprobs(
 
 
 def explained_variance(experience: Experience) -> float:
-    """1 − Var(returns − values) / Var(returns) over the reply tokens: 1 is a perfect critic, 0 one that knows nothing."""
+    """1 − Var(returns − values) / Var(returns): 1 for a perfect critic, 0 for one that knows nothing."""
     returns, values = experience.returns[experience.mask], experience.values[experience.mask]
     variance = returns.var(unbiased=False)
     return (1 - (returns - values).var(unbiased=False) / variance).item() if variance > 0 else 0.0

@@ -1,7 +1,7 @@
 """Records that cross module borders: frozen dataclasses, no torch, no screen.
 
-A person's feedback travels as `Question` → `Ranking` → `Comparison`; a trainer's progress as `LossPoint`,
-`RewardPoint` and `StepStats`. Everything in a feedback record is plain data, so it can be stored as JSON and read by others.
+A person's feedback travels as `Question` → `Ranking` → `Comparison`; a trainer's progress as `LossPoint`, `RewardPoint`
+and `StepStats`. Everything in a feedback record is plain data, so it can be stored as JSON and read by others.
 """
 
 from __future__ import annotations

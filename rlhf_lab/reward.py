@@ -278,7 +278,8 @@ class TasteModel:
     The head w has a Gaussian prior N(prior_mean, prior_covariance), learned from a population of tastes
     (`taste_prior`), so that a handful of rankings moves it along the directions in which people differ and leaves the
     rest alone. After every ranking w is the maximum of the posterior (Bradley-Terry likelihood of the person's pairs,
-    each ranking counting `strength` pairs in all), found by Newton's method: milliseconds, and the same whatever the order of labels.
+    each ranking counting `strength` pairs in all), found by Newton's method: milliseconds, and the same whatever the
+    order of labels.
     """
 
     def __init__(self, prior_mean: torch.Tensor, prior_covariance: torch.Tensor, strength: float = 6.0) -> None:
@@ -342,8 +343,8 @@ def fit_head(x: torch.Tensor, target: torch.Tensor, ridge: float = 1.0, iteratio
 def taste_prior(heads: torch.Tensor, spread: float = 1.0, floor: float = 1e-3) -> tuple[torch.Tensor, torch.Tensor]:
     """Prior mean (d,) and covariance (d, d) of a head, from the heads (K, d) of a population of tastes.
 
-    The covariance is the population's own, widened by `spread`, plus `floor` × its mean variance in every direction, so that a
-    person unlike anybody in the population can still be learned, only more slowly.
+    The covariance is the population's own, widened by `spread`, plus `floor` × its mean variance in every direction, so
+    that a person unlike anybody in the population can still be learned, only more slowly.
     """
     mean = heads.mean(0)
     centred = (heads - mean).double()

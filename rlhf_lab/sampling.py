@@ -117,7 +117,8 @@ def make_questions(
     name: str = "",
     ids: Callable[[], str] = new_id,
 ) -> list[Question]:
-    """A question a prompt: k different replies of one model, where it gives that many. `name` says which model wrote them.
+    """A question a prompt: k different replies of one model, where it gives that many. `name` says which model wrote
+    them.
 
     Replies are drawn until k differ, three rounds at most; a prompt that ends with fewer than two gets no question.
     `ids` gives every question and candidate its identifier.

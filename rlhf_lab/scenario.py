@@ -1,9 +1,9 @@
 """A scenario: a narrow domain, as data, from which every text of a run is made.
 
-A scenario file (`rlhf_lab/scenarios/*.yaml`, or one of your own) holds a small knowledge base and a grammar. From it come
-the pretraining text, the demonstrations for SFT and the prompts, in two splits: the subjects and wordings of "held_out"
-prompts occur in the pretraining text and in no preference or PPO prompt. The gold judge, which knows the truth, is in
-`rlhf_lab.judge`: nothing that trains a model imports it.
+A scenario file (`rlhf_lab/scenarios/*.yaml`, or one of your own) holds a small knowledge base and a grammar. From it
+come the pretraining text, the demonstrations for SFT and the prompts, in two splits: the subjects and wordings of
+"held_out" prompts occur in the pretraining text and in no preference or PPO prompt. The gold judge, which knows the
+truth, is in `rlhf_lab.judge`: nothing that trains a model imports it.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ class Scenario:
         return rng.choice([v for v in self.attributes[asked.attribute].values if v != asked.answer])
 
     def core(self, asked: Asked, good: bool, rng: random.Random) -> str:
-        """The sentence that answers: right, admitting ignorance or safe when `good`; wrong, invented or unsafe if not."""
+        """The sentence that answers: right, admitting or safe when `good`; wrong, invented or unsafe if not."""
         if asked.hazard:
             hazard = next(h for h in self.hazards if h.name == asked.hazard)
             claims = self.hazard_questions["safe_claims" if good else "unsafe_claims"]
