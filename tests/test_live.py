@@ -1,0 +1,272 @@
+"""The live loop, driven as a script would: labels are kept, learned at once and move the policy; trouble is said."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import PROMPTS, language_model, reward_model, tokenizer
+
+from rlhf_lab.config import LiveConfig, PPOConfig, SamplingConfig
+from rlhf_lab.errors import InputError
+from rlhf_lab.live import LiveLoop
+from rlhf_lab.records import LoopError, QuestionsReady, Ranking, RewardUpdate, StateChanged, StepStats, WinRate
+from rlhf_lab.store import FeedbackStore
+
+SAMPLING = SamplingConfig(temperature=1.0, max_new_tokens=8)
+CONFIG = LiveConfig(
+    candidates=3,
+    win_rate_every=2,
+    win_rate_prompts=1,
+    ppo=PPOConfig(batch_size=4, minibatches=2, epochs=2, anneal=False, sampling=SAMPLING),
+)
+
+
+def make_loop(where, annotator="me", config=CONFIG, **options) -> LiveLoop:
+    width = language_model().config.hidden_size
+    prior = (torch.zeros(width), torch.eye(width))
+    return LiveLoop(
+        language_model(), reward_model(), tokenizer(), PROMPTS, where, prior, annotator, config, SAMPLING, **options
+    )
+
+
+@pytest.fixture
+def loop(tmp_path):
+    made = make_loop(tmp_path / "live.db")
+    yield made
+    made.stop()
+    assert made.join()
+
+
+def ask(loop: LiveLoop, seconds: float = 30):
+    """The next question, waiting for the worker to write it."""
+    end = time.monotonic() + seconds
+    while (question := loop.next_question()) is None:
+        assert time.monotonic() < end, "no question came"
+        time.sleep(0.01)
+    return question
+
+
+def answer(question, annotator="me", status="ranked", order=None) -> Ranking:
+    tiers = order or tuple((c.id,) for c in sorted(question.candidates, key=lambda c: len(c.text)))
+    return Ranking(question.id, tiers if status == "ranked" else (), annotator, status=status)
+
+
+def events(loop, kind):
+    return [event for event in loop.history if isinstance(event, kind)]
+
+
+def test_a_ranking_is_stored_learned_and_its_effect_shown(loop):
+    question = ask(loop)
+    ranking = answer(question)
+    loop.submit(ranking)
+    assert [r.id for r in loop.store.rankings("me")] == [ranking.id]  # before anything is learned
+    assert loop.wait_idle()
+    (update,) = events(loop, RewardUpdate)
+    assert (update.labels, update.ranking_id) == (1, ranking.id)
+    effect = update.effects[0]
+    places = {c.id: i for i, c in enumerate(question.candidates)}
+    best, worst = places[ranking.order[0][0]], places[ranking.order[-1][0]]
+    gap = [scores[best] - scores[worst] for scores in (effect.before, effect.after)]
+    assert gap[1] > gap[0]
+
+
+def test_agreement_is_measured_before_the_ranking_is_learned(loop):
+    question = ask(loop)
+    loop.submit(answer(question))
+    loop.wait_idle()
+    first = events(loop, RewardUpdate)[0]
+    pairs = [(a, b) for a in range(3) for b in range(a + 1, 3)]
+    order = [next(i for i, c in enumerate(question.candidates) if c.id == tier[0]) for tier in first.effects[0].order]
+    before = first.effects[0].before
+    expected = sum(before[order[a]] > before[order[b]] for a, b in pairs) / 3
+    assert first.agreement == pytest.approx(expected)
+    assert first.running_agreement == pytest.approx(expected)
+
+
+def test_repeated_rankings_bring_the_model_to_the_persons_order(loop):
+    for _ in range(6):
+        loop.submit(answer(ask(loop)))
+        assert loop.wait_idle()
+    update = events(loop, RewardUpdate)[-1]
+    assert update.labels == 6 and len(update.effects) == 1 + CONFIG.effects
+    right = 0
+    for effect in update.effects:
+        places = {c.id: i for i, c in enumerate(effect.question.candidates)}
+        right += effect.after[places[effect.order[0][0]]] > effect.after[places[effect.order[-1][0]]]
+    assert right >= 3  # of four; a random model's features need not tell every pair apart
+
+
+def test_steps_move_the_policy_and_leave_the_reference(loop):
+    reference = [p.clone() for p in loop.reference.parameters()]
+    before = [p.clone() for p in loop.policy.parameters()]
+    loop.step(2)
+    assert loop.wait_idle()
+    assert [s.step for s in events(loop, StepStats)] == [1, 2]
+    assert len(events(loop, WinRate)) == 1
+    assert any(not torch.equal(a, b) for a, b in zip(before, loop.policy.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(reference, loop.reference.parameters(), strict=True))
+
+
+def test_start_runs_until_pause_and_labels_are_learned_meanwhile(loop):
+    loop.start()
+    for _ in range(3):
+        loop.submit(answer(ask(loop)))
+    end = time.monotonic() + 30
+    while len(events(loop, StepStats)) < 3 or len(events(loop, RewardUpdate)) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    loop.pause()
+    assert loop.wait_idle()
+    done = len(events(loop, StepStats))
+    loop.submit(answer(ask(loop)))
+    assert loop.wait_idle()
+    assert len(events(loop, RewardUpdate)) == 4  # still learned
+    assert len(events(loop, StepStats)) <= done + 1  # no further step but the one that was under way
+
+
+def test_new_questions_come_from_the_moved_policy(loop):
+    ask(loop)
+    loop.step(2)
+    assert loop.wait_idle()
+    seen = set()
+    for _ in range(CONFIG.buffer + 2):
+        seen |= {candidate.model for candidate in ask(loop).candidates}
+        assert loop.wait_idle()
+    assert "policy-step2" in seen and "sft" in seen
+    assert events(loop, QuestionsReady)[-1].step == 2
+
+
+def test_undo_takes_the_label_back_from_store_and_model(loop):
+    prior = loop.taste.weight.clone()
+    question = ask(loop)
+    loop.submit(answer(question))
+    loop.wait_idle()
+    assert not torch.allclose(loop.taste.weight, prior)
+    assert loop.undo() == question
+    assert loop.wait_idle()
+    assert loop.labels == 0 and torch.allclose(loop.taste.weight, prior)
+    assert len(loop.store.events()) == 2  # nothing is deleted
+    assert loop.undo() is None
+
+
+def test_a_second_answer_replaces_the_first_in_the_model_too(loop):
+    question = ask(loop)
+    first = answer(question)
+    loop.submit(first)
+    loop.wait_idle()
+    again = loop.ask_again()
+    assert again == question
+    loop.submit(answer(question, order=tuple(reversed(first.order))))
+    assert loop.wait_idle()
+    assert loop.labels == 1 and loop.taste.labels == 1
+    assert loop.undo() == question  # the first answer is back
+    assert loop.wait_idle()
+    assert loop.labels == 1 and loop.taste.labels == 1
+    scores = loop._scores(loop._features(question))
+    places = {c.id: i for i, c in enumerate(question.candidates)}
+    assert scores[places[first.order[0][0]]] > scores[places[first.order[-1][0]]]
+
+
+def test_skipped_and_undecided_are_stored_and_teach_nothing(loop):
+    for status in ("skipped", "undecided"):
+        loop.submit(answer(ask(loop), status=status))
+    assert loop.wait_idle()
+    assert len(loop.store.rankings("me")) == 2 and loop.labels == 0 and not events(loop, RewardUpdate)
+
+
+def test_a_new_loop_on_the_store_knows_what_was_ranked(tmp_path):
+    first = make_loop(tmp_path / "live.db")
+    for _ in range(2):
+        first.submit(answer(ask(first)))
+    assert first.wait_idle()
+    learned = first.taste.weight.clone()
+    second = make_loop(tmp_path / "live.db")  # stops the first
+    try:
+        assert first.state == "stopped" and not first._thread.is_alive()
+        assert second.labels == 2 and torch.allclose(second.taste.weight, learned)
+        with pytest.raises(InputError, match="has ended"):
+            first.start()
+    finally:
+        second.stop()
+
+
+def test_a_label_that_cannot_be_stored_teaches_nothing(loop, monkeypatch):
+    question = ask(loop)
+
+    def full(ranking):
+        raise InputError("database: the disk is full")
+
+    monkeypatch.setattr(loop.store, "append", full)
+    with pytest.raises(InputError, match="disk is full"):
+        loop.submit(answer(question))
+    assert loop.wait_idle() and not events(loop, RewardUpdate)
+
+
+def test_only_this_annotators_rankings_are_taken(loop):
+    with pytest.raises(InputError, match="'you'"):
+        loop.submit(answer(ask(loop), annotator="you"))
+
+
+def test_trouble_in_the_worker_is_said_and_the_loop_goes_on_after_start(loop, monkeypatch):
+    ask(loop)
+    step = loop.ppo.step
+    monkeypatch.setattr(loop.ppo, "step", lambda prompts: 1 / 0)
+    loop.step()
+    assert loop.wait_idle()
+    assert loop.state == "error" and "ZeroDivisionError" in events(loop, LoopError)[0].message
+    assert events(loop, StateChanged)[-1].state == "error"
+    monkeypatch.setattr(loop.ppo, "step", step)
+    loop.submit(answer(ask(loop)))
+    loop.start()
+    end = time.monotonic() + 30
+    while not events(loop, StepStats):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert events(loop, RewardUpdate)
+
+
+def test_a_broken_listener_does_not_end_the_worker(loop, capsys):
+    loop.subscribe(lambda event: 1 / 0)
+    loop.step()
+    assert loop.wait_idle() and len(events(loop, StepStats)) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_unsubscribe_ends_the_calls(loop):
+    heard = []
+    unsubscribe = loop.subscribe(heard.append)
+    loop.step()
+    loop.wait_idle()
+    count = len(heard)
+    unsubscribe()
+    loop.step()
+    loop.wait_idle()
+    assert count > 0 and len(heard) == count
+
+
+def test_scores_are_in_units_of_the_sft_models_replies(loop):
+    anchor = loop._scaled(loop._anchor)
+    for _ in range(2):
+        loop.submit(answer(ask(loop)))
+    loop.wait_idle()
+    for scores in (anchor, loop._scaled(loop._anchor)):
+        assert scores.mean().abs() < 1e-4 and (scores.std() - 1).abs() < 1e-2 or scores.std() < 1e-3
+
+
+@pytest.mark.parametrize(
+    "bad", [{"candidates": 1}, {"sft_candidates": 9}, {"population": 1}, {"buffer": 0}, {"question_temperature": 0}]
+)
+def test_a_wrong_option_is_named(bad):
+    with pytest.raises(InputError, match=f"LiveConfig.{next(iter(bad))}"):
+        replace(CONFIG, **bad)
+
+
+def test_store_may_be_given_open(tmp_path):
+    with FeedbackStore(tmp_path / "mine.db") as store:
+        loop = make_loop(store)
+        loop.submit(answer(ask(loop)))
+        loop.stop()
+        assert loop.join() and len(store) == 1
