@@ -438,10 +438,11 @@ class Run:
 
     def _settings(self) -> dict[str, Any]:
         text = json.dumps(asdict(self.scenario), default=sorted)  # comments and layout of the file do not matter
+        # the live loop starts where a run ends: its options change no stage
         return {
             "scenario": self.scenario.name,
             "scenario_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "profile": asdict(self.profile),
+            "profile": {name: value for name, value in asdict(self.profile).items() if name != "live"},
             "seed": self.seed,
             "threads": torch.get_num_threads(),
             "versions": {
