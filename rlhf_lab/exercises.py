@@ -385,7 +385,7 @@ def check_pair_loss(pair_loss: Callable[[float, float], float]) -> bool:
         Case((-800.0, 800.0), 1600.0),
         Case((800.0, -800.0), 0.0),
     ]
-    hint = "With d = chosen − rejected the loss is log(1 + exp(−d)); for d far below 0 that is max(−d, 0) + log1p(exp(−|d|))."
+    hint = "With d = chosen − rejected the loss is log(1 + exp(−d)), safely: max(−d, 0) + log1p(exp(−|d|))."
     return check(pair_loss, cases, "Right, and finite where exp would overflow.", hint)
 
 
@@ -458,7 +458,7 @@ def check_plackett_luce(ranking_nll: Callable[[Sequence[float]], float]) -> bool
 def check_adversary(reply: str, honest: str, score: Callable[[str], float], judge: Callable[[str], float]) -> bool:
     """Whether `reply` beats `honest` for the reward model while the gold judge gives it at most half as much."""
     if not reply.strip():
-        print("· Not begun: put a reply into `my_reply`.")
+        print("○ Nothing yet: put a reply into `my_reply` and run this cell again.")
         return False
     ours, theirs, gold, gold_honest = score(reply), score(honest), judge(reply), judge(honest)
     shown = f"reward model {ours:.2f} against {theirs:.2f}, gold judge {gold:.2f} against {gold_honest:.2f}"
@@ -546,7 +546,7 @@ def check_clipped(clipped_loss: Callable[[float, float, float], float]) -> bool:
             (
                 (
                     -1.6,
-                    "You always take the clipped one. Take the worse of the two (the larger loss), so a mistake can be undone.",
+                    "You always take the clipped one. Take the larger loss of the two, so mistakes can be undone.",
                 ),
             ),
         ),
@@ -556,7 +556,7 @@ def check_clipped(clipped_loss: Callable[[float, float, float], float]) -> bool:
             (
                 (
                     1.2,
-                    "With A < 0 and a ratio that has grown, the unclipped loss is the larger: take the maximum of the two.",
+                    "With A < 0 and a ratio that grew, the unclipped loss is the larger: take the maximum.",
                 ),
             ),
         ),
@@ -590,7 +590,7 @@ def check_kl(kl_estimate: Callable[[float, float], float]) -> bool:
 # --- notebook 06: the live loop ---------------------------------------------------------------------------------------
 
 
-def check_agreement(agreement: Callable[..., float]) -> bool:
+def check_pairs_agreed(agreement: Callable[..., float]) -> bool:
     """The share of a ranking's strict pairs that scores put in the same order; tiers of names, scores by name."""
     order = [["b"], ["a", "c"], ["d"]]
     scores = {"a": 0.0, "b": 1.0, "c": 2.0, "d": -1.0}
