@@ -12,6 +12,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, settings
 
+import rlhf_lab  # noqa: F401 (before any test imports torch: threads that spin made training ten times slower)
+
 settings.register_profile("lab", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("lab")
 

@@ -83,10 +83,13 @@ def train_on_pairs(
     one of pairs, too few of them, a model that cannot be loaded, or an `out` that is taken.
     """
     options, bar = options or PairOptions(), progress or partial(tqdm, disable=True)
-    folder, began = _new_folder(Path(out)), time.perf_counter()
-    everything = read_pairs(pairs)
-    train, held_out = split_by_conversation(everything, options.held_out, options.seed)
-    model, tokenizer = _language_model(train, options, folder, bar)
+    folder, began = Path(out), time.perf_counter()
+    _check_free(folder)
+    train, held_out = split_by_conversation(read_pairs(pairs), options.held_out, options.seed)
+    given = load_language_model(options.model) if options.model is not None else None
+    with writing(folder):
+        (folder / "metrics").mkdir(parents=True)
+    model, tokenizer = given or _small_language_model(train, options, folder, bar)
     reward, accuracy_in_training = _reward_model(model, tokenizer, train, options, folder, bar)
     publish_model(reward, tokenizer, folder / "reward")
     accuracy = reward_accuracy(reward, encode_comparisons(tokenizer, held_out, _room(model, options)), options.seed)
@@ -135,18 +138,16 @@ def opening(prompt: str) -> str:
     return prompt.removeprefix("\n\nHuman:").strip().split("\n\nAssistant:")[0].strip()
 
 
-def _new_folder(folder: Path) -> Path:
+def _check_free(folder: Path) -> None:
     with writing(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder}: exists and is not an empty folder; name a new one")
-        (folder / "metrics").mkdir(parents=True)
-    return folder
 
 
-def _language_model(train: Sequence[Comparison], options: PairOptions, folder: Path, bar: Callable[..., Any]) -> Model:
-    """The model that the reward model starts from: the given one, or a small one taught the training dialogues."""
-    if options.model is not None:
-        return load_language_model(options.model)
+def _small_language_model(
+    train: Sequence[Comparison], options: PairOptions, folder: Path, bar: Callable[..., Any]
+) -> Model:
+    """A tokenizer and a small model that have read the training dialogues, chosen and rejected alike."""
     texts = [f"{c.prompt} {reply}" for c in train for reply in (c.chosen, c.rejected)]
     tokenizer = train_tokenizer(texts, 2048)
     model = new_language_model(ModelConfig(2048, context=options.max_tokens), tokenizer, options.seed)
