@@ -481,7 +481,7 @@ class _Job:
         self._checkpoint = run.folder / "checkpoints" / f"{stage.name}.safetensors"
 
     def __enter__(self) -> _Job:
-        self.bar = self.run._progress(desc=f"{self.stage.title:<16}", total=None, unit="step", leave=True)
+        self.bar = self.run._progress(desc=f"{self.stage.title:<16}", total=None, unit="step", mininterval=0.5)
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
