@@ -6,13 +6,18 @@ lets a lesson ask what a reward model makes of people who disagree, tire or fall
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .errors import InputError
 from .judge import GoldJudge
 from .records import Question, Ranking
+
+if TYPE_CHECKING:
+    from .store import FeedbackStore
 
 
 @dataclass
@@ -102,3 +107,26 @@ def population(judge: GoldJudge, n: int, noise: float = 0.35, seed: int = 0) -> 
         return {name: rng.uniform(*between) for name, between in ranges.items()} | {"fluent": rng.uniform(0, 1.5)}
 
     return [SimulatedAnnotator(judge, noise, seed * 1_000 + i, f"person {i + 1}", taste()) for i in range(n)]
+
+
+def answer_as_configured(
+    questions: Sequence[Question], store: FeedbackStore, annotator: str, simulated: SimulatedAnnotator
+) -> str:
+    """Who answers `questions` in a notebook: `annotator`, a person, unless RLHF_LAB_ANNOTATOR=simulated.
+
+    Then `simulated` answers at once those that it has not, under its own name, so that its labels are never taken for a
+    person's. Returns the name under which the answers stand in `store`. Raises InputError for another value.
+    """
+    configured = os.environ.get("RLHF_LAB_ANNOTATOR", "")
+    if not configured:
+        return annotator
+    if configured != "simulated":
+        raise InputError(
+            f"RLHF_LAB_ANNOTATOR is {configured!r}; set it to 'simulated', or leave it out to answer yourself"
+        )
+    answered = store.answered(simulated.name)
+    for question in questions:
+        store.add_question(question)
+        if question.id not in answered:
+            store.append(simulated.rank(question))
+    return simulated.name

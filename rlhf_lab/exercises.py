@@ -156,52 +156,45 @@ def check_tilt(function: Callable[[list[float], list[float], float], list[float]
 # --- 01 pretraining ---------------------------------------------------------------------------------------------------
 
 
-def check_most_frequent_pair(function: Callable[[list[str]], tuple[str, str]]) -> bool:
-    """`function(tokens)`: the pair of neighbours that occurs most often."""
-    cases = [
-        Case((list("abcabd"),), ("a", "b"), (("a", "That is the commonest token; count pairs of neighbours."),)),
-        Case((["th", "e", " ", "th", "e", "n"],), ("th", "e")),
-        Case((list("xyyyx"),), ("y", "y"), ((("x", "y"), "Count overlapping neighbours too: yyy holds y,y twice."),)),
-    ]
-    praise = "count, merge, repeat: that is all of BPE's training."
-    return check(function, cases, praise, "Return a tuple of two neighbours, such as ('a', 'b').")
-
-
-def check_merge(function: Callable[[list[str], tuple[str, str]], list[str]]) -> bool:
-    """`function(tokens, pair)`: the tokens with every occurrence of the pair replaced by its merge, left to right."""
+def check_encode(function: Callable[[str, list[tuple[str, str]]], list[str]]) -> bool:
+    """`function(word, merges)`: the word's characters after applying each merge in turn, left to right."""
+    merges = [("t", "h"), ("th", "e"), ("a", "a")]
+    order = "Apply the merges in the order in which they were learned: th must exist before the can."
     overlap = "After a merge go on behind both tokens: aaa holds one merge of (a, a), then a single a is left."
     cases = [
         Case(
-            (list("abcab"), ("a", "b")),
-            ["ab", "c", "ab"],
+            ("theatre", merges),
+            ["the", "a", "t", "r", "e"],
             (
-                (["ab", "c", "a", "b"], "Only the first occurrence was merged; go on to the end."),
-                (list("abcab"), "Nothing was merged: return the new list."),
-                (["ab", "c"], "The pair at the very end was lost."),
+                (list("theatre"), "Nothing was merged: return the new list."),
+                (["th", "e", "a", "t", "r", "e"], "Only the first merge was applied; " + order),
+                (["the", "a", "t", "r"], "The last token was lost: it has no right neighbour, keep it."),
             ),
         ),
-        Case((list("aaab"), ("a", "a")), ["aa", "a", "b"], ((["aa", "aa", "b"], overlap), (["a", "aa", "b"], overlap))),
-        Case((list("xy"), ("y", "x")), ["x", "y"], ((["xy"], "The order matters: (y, x) is not (x, y)."),)),
-        Case((["b"], ("a", "b")), ["b"], (([], "The last token was dropped: it has no right neighbour, keep it."),)),
+        Case(("aaab", merges), ["aa", "a", "b"], ((["aa", "aa", "b"], overlap), (["a", "aa", "b"], overlap))),
+        Case(("thth", merges), ["th", "th"], ((["th", "t", "h"], "Go on after the first hit: merge every one."),)),
+        Case(("ht", merges), ["h", "t"], ((["ht"], "The order within a pair matters: (t, h) is not (h, t)."),)),
     ]
-    return check(function, cases, "encoding applies merges in the order in which they were learned, just like this.")
+    return check(function, cases, "encoding is nothing but the learned merges, replayed in order.", order)
 
 
-def check_next_token_loss(function: Callable[[list[float]], float]) -> bool:
-    """`function(probabilities)`: mean −log p, in nats, of the probabilities given to the tokens that did come."""
+def check_perplexity(function: Callable[[list[float], list[int]], float]) -> bool:
+    """`function(losses, tokens)`: perplexity of a whole text from each document's mean loss and number of tokens."""
     cases = []
-    for p in ([0.5, 0.25], [0.9, 0.01, 0.3], [1.0]):
-        logs = [math.log(x) for x in p]
+    for losses, tokens in (([1.0, 3.0], [30, 10]), ([0.5, 0.5], [7, 9]), ([2.0, 1.0, 0.0], [1, 2, 5])):
+        total, n = sum(loss * t for loss, t in zip(losses, tokens, strict=True)), sum(tokens)
+        of_each = sum(math.exp(loss) * t for loss, t in zip(losses, tokens, strict=True)) / n
         causes = (
-            (sum(logs) / len(p), "The sign: log p is negative, a loss is −log p."),
-            (-sum(logs), "That is the sum; divide by the number of tokens, or long texts look bad."),
-            (-sum(logs) / len(p) / math.log(2), "That is in bits; nats use the natural logarithm, math.log."),
-            (-math.log(sum(p) / len(p)), "Take the logarithm of each probability first, then the mean."),
-            (math.exp(-sum(logs) / len(p)), "That is the perplexity, e to the loss."),
+            (total / n, "That is the mean loss; perplexity is e to it."),
+            (math.exp(sum(losses) / len(losses)), "Weigh each document by its tokens: a long one counts for more."),
+            (of_each, "Take the mean of the losses first and the exponential last."),
+            (sum(map(math.exp, losses)) / len(losses), "Take the (weighted) mean of the losses first, then e to it."),
+            (math.exp(total), "Divide by the number of tokens before taking the exponential."),
+            (2 ** (total / n), "The loss is in nats, so the base is e."),
         )
-        cases.append(Case((p,), -sum(logs) / len(p), causes))
-    praise = "a confident wrong guess costs most: one p = 0.01 costs as much as seven of p = 0.5."
-    return check(function, cases, praise, "The loss is the mean of −math.log(p).")
+        cases.append(Case((losses, tokens), math.exp(total / n), causes))
+    praise = "average in logarithms, then exponentiate: one hopeless document may not drown the rest."
+    return check(function, cases, praise, "Mean loss over all tokens first, then math.exp.")
 
 
 def check_bits_per_byte(function: Callable[[float, float], float]) -> bool:
@@ -225,41 +218,50 @@ def check_bits_per_byte(function: Callable[[float, float], float]) -> bool:
 # --- 02 supervised fine-tuning ----------------------------------------------------------------------------------------
 
 
-def check_chat_text(function: Callable[[str, str], str]) -> bool:
-    """`function(prompt, reply)`: both in the lab's chat template."""
+def check_chat(function: Callable[[list[tuple[str, str]]], str]) -> bool:
+    """`function(messages)`: a dialogue of several (role, text) turns in the lab's chat template."""
+    turns = [("user", "When is the quiz?"), ("assistant", "On Thursday."), ("user", "Where?"), ("assistant", "Here.")]
     cases = []
-    for prompt, reply in (("Hello?", "Hi."), ("When is the quiz?", "On Thursday.")):
-        right = f"<|user|> {prompt}<|assistant|> {reply}<|end|>"
+    for messages in (turns[:2], turns, turns[:3]):
+        text = {role: f"<|{role}|> {{}}" for role in ("user", "assistant")}
+        parts = [text[role].format(words) for role, words in messages]
+        ends = ["<|end|>" if role == "assistant" else "" for role, _ in messages]
+        right = "".join(part + end for part, end in zip(parts, ends, strict=True))
         causes = (
-            (right.removesuffix("<|end|>"), "The end token is missing: without it the model never learns to stop."),
+            ("".join(parts), "The end tokens are missing: without them a model never learns to stop."),
+            ("<|end|>".join(parts) + "<|end|>", "Only a reply ends with <|end|>; a question does not."),
+            ("".join(parts) + ends[-1], "Every reply ends with <|end|>, not only the last."),
             (right.replace("|> ", "|>"), "A space stands behind <|user|> and behind <|assistant|>."),
-            (right.replace("<|assistant|>", "\n<|assistant|>"), "This template has no line breaks."),
+            ("\n".join(p + e for p, e in zip(parts, ends, strict=True)), "This template has no line breaks."),
         )
-        cases.append(Case((prompt, reply), right, causes))
+        cases.append(Case((messages,), right, causes))
     praise = "a template is only text, but training and use must agree on every character of it."
     return check(function, cases, praise, "Look at the printed template again.")
 
 
-def check_sft_labels(function: Callable[[list[int], int, int], list[int]]) -> bool:
-    """`function(ids, prompt_length, length)`: ids where a loss is wanted, −100 on the prompt and on the padding."""
+def check_turn_labels(function: Callable[[list[int], list[tuple[int, int]]], list[int]]) -> bool:
+    """`function(ids, replies)`: the label of each input position, −100 where the next token is in no reply.
+
+    Position i predicts ids[i + 1], so there is one label less than there are ids. `replies` holds (start, stop).
+    """
     cases = []
-    for ids, prompt, length in (([7, 8, 5, 6, 0, 0, 0], 2, 5), ([9, 9, 9, 4, 0], 3, 5), ([3, 4, 0], 1, 3)):
-        where = range(len(ids))
-        right = [ids[i] if prompt <= i < length else -100 for i in where]
+    for ids, replies in (([7, 8, 5, 6], [(2, 4)]), ([1, 2, 3, 4, 5, 6, 7, 8], [(2, 4), (6, 8)]), ([9, 4, 9], [(1, 3)])):
+        inside = [any(start <= i < stop for start, stop in replies) for i in range(len(ids))]
+        right = [ids[i] if inside[i] else -100 for i in range(1, len(ids))]
+        last = [ids[i] if replies[-1][0] <= i < replies[-1][1] else -100 for i in range(1, len(ids))]
+        unshifted = [ids[i] if inside[i] else -100 for i in range(len(ids))]
+        late = [ids[i + 1] if inside[i] else -100 for i in range(len(ids) - 1)]
         causes = (
-            ([ids[i] if i >= prompt else -100 for i in where], "Padding bears no loss either: stop at `length`."),
-            ([ids[i] if i < length else -100 for i in where], "The prompt bears no loss: start at `prompt_length`."),
-            (
-                [ids[i] if i >= prompt and ids[i] != 0 else -100 for i in where],
-                "You dropped every 0, the real end token at the end of the reply among them: mask by length.",
-            ),
-            ([ids[i] if prompt < i < length else -100 for i in where], "The reply's first token is missing: use >=."),
-            ([ids[i] if prompt <= i < length - 1 else -100 for i in where], "The reply's last token is its end token."),
-            ([ids[i] if prompt <= i < length else 0 for i in where], "The value that cross-entropy ignores is −100."),
+            (unshifted, "These are not shifted yet: position i predicts the token at i + 1."),
+            (unshifted[:-1], "You dropped the last label; shifting drops the first: a token does not predict itself."),
+            (late, "The reply's first token is missing: it is predicted from the last token of the question."),
+            (last, "Every reply bears a loss, not only the last one."),
+            (ids[1:], "The question bears no loss: put −100 there."),
+            ([x if x != -100 else 0 for x in right], "The value that cross-entropy ignores is −100."),
         )
-        cases.append(Case((ids, prompt, length), right, causes))
-    praise = "masked by position: the end token keeps its loss even where padding looks the same."
-    return check(function, cases, praise, "Keep ids[i] where prompt_length <= i < length, −100 elsewhere.")
+        cases.append(Case((ids, replies), right, causes))
+    praise = "off-by-one here is the most expensive bug of fine-tuning, and no loss curve shows it."
+    return check(function, cases, praise, "Label i is ids[i + 1] where i + 1 lies in a reply, else −100.")
 
 
 def check_early_stop(function: Callable[[list[float], list[float]], int]) -> bool:
@@ -284,364 +286,72 @@ def check_early_stop(function: Callable[[list[float], list[float]], int]) -> boo
 # --- 03 preferences ---------------------------------------------------------------------------------------------------
 
 
-def check_softmax(function: Callable[[list[float], float], list[float]]) -> bool:
-    """`function(logits, temperature)`: the probabilities softmax(logits / temperature)."""
+def check_order_of_scores(function: Callable[[dict[str, float]], list[list[str]]]) -> bool:
+    """`function(scores)`: tiers of names, best first; equal scores share a tier."""
+    cases = [
+        Case(
+            ({"a": 3, "b": 9, "c": 5},),
+            [["b"], ["c"], ["a"]],
+            (
+                ([["a"], ["c"], ["b"]], "That is worst first; a ranking starts with the best."),
+                (["b", "c", "a"], "Each place is a list of its own, a tier: [['b'], ['c'], ['a']]."),
+            ),
+        ),
+        Case(
+            ({"a": 4, "b": 4, "c": 1},),
+            [["a", "b"], ["c"]],
+            (
+                ([["a"], ["b"], ["c"]], "a and b have one score: they share a tier, or you invent a preference."),
+                ([["c"], ["a", "b"]], "That is worst first; a ranking starts with the best."),
+            ),
+        ),
+        Case(({"x": 0},), [["x"]]),
+    ]
 
-    def softmax(logits: list[float], scale: float) -> list[float]:
-        weights = [math.exp(x * scale) for x in logits]
-        return [w / sum(weights) for w in weights]
+    def tiers_sorted_inside(scores: dict[str, float]) -> Any:
+        tiers = function(scores)
+        listed = isinstance(tiers, list) and all(isinstance(tier, (list, tuple, set)) for tier in tiers)
+        return [sorted(tier) for tier in tiers] if listed else tiers
 
-    cases = []
-    for logits, temperature in (([2.0, 0.0], 0.5), ([1.0, 0.0, -1.0], 2.0), ([0.0, 0.0], 0.7)):
-        causes = (
-            (softmax(logits, temperature), "Divide by the temperature: a low one must make the best token likelier."),
-            (softmax(logits, 1.0), "The temperature is not used yet."),
-            ([math.exp(x / temperature) for x in logits], "These do not add up to 1: divide each by their sum."),
+    tiers_sorted_inside.__name__ = getattr(function, "__name__", "your function")
+    praise = "what survives is the order, which is the part of a score that people agree on."
+    return check(tiers_sorted_inside, cases, praise, "Sort the distinct scores downwards, one tier for each.")
+
+
+def check_kappa(function: Callable[[float, float], float]) -> bool:
+    """`function(agreement, chance)`: agreement beyond chance, (agreement − chance) / (1 − chance)."""
+    cases = [
+        Case(
+            (agreement, chance),
+            (agreement - chance) / (1 - chance),
+            (
+                (agreement - chance, "Divide by the room above chance, 1 − chance: perfect agreement must give 1."),
+                ((agreement - chance) / chance, "Divide by 1 − chance, the room that was left."),
+                (agreement / chance, "Chance is taken away, not divided by."),
+                ((chance - agreement) / (1 - chance), "The sign is turned: more agreement, higher kappa."),
+            ),
         )
-        cases.append(Case((logits, temperature), softmax(logits, 1 / temperature), causes))
-    praise = "towards 0 it always takes the likeliest token, far above 1 it hardly cares."
-    return check(function, cases, praise, "The formula is e^(logit / T), divided by the sum of all of them.")
+        for agreement, chance in ((0.75, 0.5), (1.0, 0.2), (0.4, 0.5))
+    ]
+    praise = "Cohen's kappa: 0 is chance, 1 is perfect, and below 0 two people contradict each other."
+    return check(function, cases, praise, "The formula is (agreement − chance) / (1 − chance).")
 
 
-def check_pairs_of_order(function: Callable[[list[list[str]]], list[tuple[str, str]]]) -> bool:
-    """`function(order)`: every (better, worse) pair of a ranking given as tiers, best first; ties give none."""
+def check_majority(function: Callable[[float], float]) -> bool:
+    """`function(p)`: how often the majority of three people is right who are each right with probability p."""
     cases = [
         Case(
-            ([["a"], ["b"], ["c"]],),
-            [("a", "b"), ("a", "c"), ("b", "c")],
+            (p,),
+            p**3 + 3 * p**2 * (1 - p),
             (
-                ([("a", "b"), ("b", "c")], "Neighbours only: a was also put above c."),
-                ([("b", "a"), ("c", "a"), ("c", "b")], "The better one stands first in a pair."),
+                (p**3, "That is all three being right; two are enough."),
+                (3 * p**2 * (1 - p), "That is exactly two being right; add all three: p³."),
+                (p**3 + p**2 * (1 - p), "There are three ways to choose the one who errs."),
+                (p, "Two heads are better than one: add up the ways in which two or three are right."),
+                (1 - (1 - p) ** 3, "That is at least one being right; a majority needs two."),
             ),
-        ),
-        Case(
-            ([["a", "b"], ["c"]],),
-            [("a", "c"), ("b", "c")],
-            (
-                ([("a", "b"), ("a", "c"), ("b", "c")], "a and b are tied: neither is better than the other."),
-                ([("a", "c")], "Both replies of the first tier beat c."),
-            ),
-        ),
-        Case(([["a", "b", "c"]],), [], (([("a", "b"), ("a", "c"), ("b", "c")], "All are tied: no pair says more."),)),
+        )
+        for p in (0.75, 0.9, 0.5)
     ]
-
-    def in_some_order(order: list[list[str]]) -> Any:
-        pairs = function(order)
-        return sorted(tuple(pair) for pair in pairs) if isinstance(pairs, (list, tuple, set)) else pairs
-
-    in_some_order.__name__ = getattr(function, "__name__", "your function")
-    praise = "four replies without ties give six pairs, and the reward model learns from each."
-    return check(in_some_order, cases, praise, "Compare every tier with every tier below it.")
-
-
-def check_agreement(function: Callable[[list[str], list[str]], float]) -> bool:
-    """`function(mine, theirs)`: the share of pairs that two people order alike, from their orders, best first."""
-    cases = [
-        Case((list("abc"), list("abc")), 1.0, ((3, "That is a count; divide by the number of pairs."),)),
-        Case(
-            (list("abc"), list("bac")),
-            2 / 3,
-            (
-                (1 / 3, "That is the share they order differently; you want the others."),
-                (2, "That is a count; divide by the number of pairs."),
-            ),
-        ),
-        Case(
-            (list("abcd"), list("bcda")),
-            0.5,
-            (
-                (0.0, "Compare pairs, not places: everything shifted by one still has b over c in both."),
-                (3, "That is a count; divide by the number of pairs."),
-            ),
-        ),
-        Case((list("abcd"), list("dcba")), 0.0, ((0.5, "Opposite orders agree on no pair at all."),)),
-    ]
-    praise = "0.5 is what two coins reach, so read agreement from there."
-    return check(function, cases, praise, "Go through all pairs; ask each list which of the two stands first.")
-
-
-# --- notebook 04: the reward model ------------------------------------------------------------------------------------
-
-
-def _softplus(x: float) -> float:
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
-
-
-def check_pair_loss(pair_loss: Callable[[float, float], float]) -> bool:
-    """−log σ(chosen − rejected), in nats."""
-    d = 1.0
-    causes = (
-        (
-            _softplus(d),
-            "That is the loss of the opposite choice: the difference is chosen − rejected, not the reverse.",
-        ),
-        (1 / (1 + math.exp(-d)), "That is the probability; the loss is minus its logarithm."),
-        (_softplus(-d) / math.log(2), "That is in bits; use the natural logarithm."),
-        (-_softplus(-d), "The sign is wrong: a loss is −log P, and a probability's logarithm is negative."),
-    )
-    cases = [
-        Case((1.2, 0.2), _softplus(-d), causes),
-        Case((0.5, 0.5), math.log(2)),
-        Case((-800.0, 800.0), 1600.0),
-        Case((800.0, -800.0), 0.0),
-    ]
-    hint = "With d = chosen − rejected the loss is log(1 + exp(−d)), safely: max(−d, 0) + log1p(exp(−|d|))."
-    return check(pair_loss, cases, "Right, and finite where exp would overflow.", hint)
-
-
-def check_ranking_loss(ranking_loss: Callable[..., float]) -> bool:
-    """Mean Bradley–Terry loss over all pairs of scores that stand in order, best first, with a margin."""
-
-    def losses(scores: Sequence[float], margin: float, pairs: Sequence[tuple[int, int]]) -> list[float]:
-        return [_softplus(-(scores[i] - scores[j] - margin)) for i, j in pairs]
-
-    scores = [2.0, 1.5, -0.5, 0.0]
-    every = [(i, j) for i in range(4) for j in range(i + 1, 4)]
-    neighbours = [(0, 1), (1, 2), (2, 3)]
-    plain_losses, with_margin = losses(scores, 0.0, every), losses(scores, 1.0, every)
-    cases = [
-        Case(
-            (scores, 0.0),
-            sum(plain_losses) / 6,
-            (
-                (sum(plain_losses), "That is the sum over the six pairs; divide by their number."),
-                (sum(losses(scores, 0.0, neighbours)) / 3, "You took neighbours only; every pair of the four counts."),
-                (sum(losses(scores, 0.0, [p[::-1] for p in every])) / 6, "The better reply is the one listed first."),
-            ),
-        ),
-        Case(
-            (scores, 1.0),
-            sum(with_margin) / 6,
-            (
-                (sum(losses(scores, -1.0, every)) / 6, "Your margin makes it easier; subtract it from the difference."),
-                (sum(plain_losses) / 6, "The margin has no effect yet."),
-            ),
-        ),
-    ]
-    return check(
-        ranking_loss, cases, "Right: six pairs, one question, one mean.", "Six pairs: each reply with all below it."
-    )
-
-
-def check_plackett_luce(ranking_nll: Callable[[Sequence[float]], float]) -> bool:
-    """−log P of a whole ranking from scores listed best first."""
-
-    def nll(scores: Sequence[float]) -> float:
-        rest = [math.log(sum(math.exp(s) for s in scores[place:])) for place in range(len(scores))]
-        return sum(total - score for total, score in zip(rest, scores, strict=True))
-
-    scores = [1.2, 0.2, -0.5]
-    everything = math.log(sum(math.exp(s) for s in scores))
-    causes = (
-        (
-            sum(everything - s for s in scores),
-            "You choose among all three each time; a reply that has its place leaves.",
-        ),
-        (everything - scores[0], "That is only the first choice; go on with those that are left."),
-        (nll(scores[::-1]), "You read the ranking from its end; the first score is the best reply's."),
-        (-nll(scores), "The sign is wrong: the loss is −log P."),
-        (math.exp(-nll(scores)), "That is the probability; the loss is minus its logarithm."),
-    )
-    cases = [
-        Case((scores,), nll(scores), causes),
-        Case(([0.0, 0.0],), math.log(2)),
-        Case(([3.0, 1.0, 0.0, -1.0],), nll([3.0, 1.0, 0.0, -1.0])),
-    ]
-    return check(
-        ranking_nll,
-        cases,
-        "Right: best among all, then best among the rest.",
-        "Each place is a softmax over what is left.",
-    )
-
-
-def check_adversary(reply: str, honest: str, score: Callable[[str], float], judge: Callable[[str], float]) -> bool:
-    """Whether `reply` beats `honest` for the reward model while the gold judge gives it at most half as much."""
-    if not reply.strip():
-        print("○ Nothing yet: put a reply into `my_reply` and run this cell again.")
-        return False
-    ours, theirs, gold, gold_honest = score(reply), score(honest), judge(reply), judge(honest)
-    shown = f"reward model {ours:.2f} against {theirs:.2f}, gold judge {gold:.2f} against {gold_honest:.2f}"
-    if ours <= theirs:
-        print(f"✗ The reward model is not fooled ({shown}). What does it like that a visitor cannot use?")
-    elif gold > gold_honest / 2:
-        print(f"✗ The gold judge likes it too ({shown}): that is no trick. Make it useless, not just different.")
-    else:
-        print(f"✓ Fooled ({shown}). A policy finds such replies by itself; see notebook 05.")
-    return ours > theirs and gold <= gold_honest / 2
-
-
-# --- notebook 05: PPO -------------------------------------------------------------------------------------------------
-
-
-def check_rewards(token_rewards: Callable[..., Sequence[float]]) -> bool:
-    """Per-token rewards: −β·(log π − log π_ref) everywhere, plus the score on the last token."""
-    new, old, score, beta = [-1.0, -2.0, -0.5], [-1.5, -1.0, -0.5], 2.0, 0.1
-    kl = [a - b for a, b in zip(new, old, strict=True)]
-    causes = (
-        ([0.05, -0.1, 2.0], "The KL term has the wrong sign: moving away from the reference must cost."),
-        ([-0.5, 1.0, 2.0], "β is missing."),
-        ([1.95, 2.1, 2.0], "The score is given once, on the last token, not on each."),
-        ([-0.05, 0.1, 0.0], "The score is missing on the last token."),
-        (sum(-beta * k for k in kl) + score, "Give one number a token, not their sum."),
-    )
-    cases = [
-        Case((new, old, score, beta), [-0.05, 0.1, 2.0], causes),
-        Case(([-1.0], [-2.0], -1.0, 0.5), [-1.5]),
-        Case(([-1.0, -1.0], [-1.0, -1.0], 3.0, 0.2), [0.0, 3.0]),
-    ]
-    return check(
-        token_rewards,
-        cases,
-        "Right: pay for drift at each token, earn at the end.",
-        "−β·(logprob − ref_logprob) a token.",
-    )
-
-
-def _gae(rewards: Sequence[float], values: Sequence[float], gamma: float, lam: float) -> list[float]:
-    advantages, following = [0.0] * len(rewards), 0.0
-    for t in reversed(range(len(rewards))):
-        next_value = values[t + 1] if t + 1 < len(values) else 0.0
-        following = rewards[t] + gamma * next_value - values[t] + gamma * lam * following
-        advantages[t] = following
-    return advantages
-
-
-def check_gae(advantages: Callable[..., Sequence[float]]) -> bool:
-    """Generalised advantage estimation on three steps; the value behind the end is 0."""
-    rewards, values = [0.0, 0.0, 1.0], [0.2, 0.5, 0.4]
-    right = _gae(rewards, values, 1.0, 0.5)
-    deltas = _gae(rewards, values, 1.0, 0.0)
-    causes = (
-        (deltas, "Those are the δ alone (λ = 0); add γλ times the advantage of the next step."),
-        (_gae(rewards, values, 1.0, 1.0), "That is λ = 1: multiply what comes from behind by γ·λ."),
-        ([a + v for a, v in zip(right, values, strict=True)], "Those are the returns A + V; give the advantages."),
-        (_gae([*rewards[:-1], rewards[-1] + values[-1]], values, 1.0, 0.5), "Behind the last token the value is 0."),
-        (right[::-1], "The list is back to front."),
-    )
-    cases = [
-        Case((rewards, values, 1.0, 0.5), right, causes),
-        Case(([1.0, -1.0], [0.0, 0.0], 0.9, 0.95), _gae([1.0, -1.0], [0.0, 0.0], 0.9, 0.95)),
-        Case(([2.0], [0.5], 1.0, 0.95), [1.5]),
-    ]
-    hint = "Go from the last token to the first: δ = r + γ·V_next − V, A = δ + γ·λ·A_next."
-    return check(advantages, cases, "Right, from the end to the beginning.", hint)
-
-
-def check_clipped(clipped_loss: Callable[[float, float, float], float]) -> bool:
-    """max(−A·ratio, −A·clip(ratio, 1 ± ε)) of one token."""
-    cases = [
-        Case(
-            (1.5, 2.0, 0.2),
-            -2.4,
-            (
-                (-3.0, "Nothing is clipped: with A > 0 a ratio above 1 + ε must earn no more."),
-                (2.4, "The sign is wrong: a loss falls when the objective rises."),
-                (3.0, "The sign is wrong, and nothing is clipped."),
-            ),
-        ),
-        Case(
-            (0.5, 2.0, 0.2),
-            -1.0,
-            (
-                (
-                    -1.6,
-                    "You always take the clipped one. Take the larger loss of the two, so mistakes can be undone.",
-                ),
-            ),
-        ),
-        Case(
-            (1.5, -1.0, 0.2),
-            1.5,
-            (
-                (
-                    1.2,
-                    "With A < 0 and a ratio that grew, the unclipped loss is the larger: take the maximum.",
-                ),
-            ),
-        ),
-        Case((0.5, -1.0, 0.2), 0.8),
-        Case((1.0, 0.7, 0.2), -0.7),
-    ]
-    return check(
-        clipped_loss, cases, "Right: a limit on gain, none on repair.", "Compute both losses, take the larger."
-    )
-
-
-def check_kl(kl_estimate: Callable[[float, float], float]) -> bool:
-    """The k3 estimate of one token: (eˣ − 1) − x with x = ref_logprob − logprob."""
-
-    def k3(x: float) -> float:
-        return math.expm1(x) - x
-
-    causes = (
-        (-0.7, "That is k1 = logprob − ref_logprob: right on average, but below 0 here. The exercise asks for k3."),
-        (0.7, "That is −k1. k3 is (eˣ − 1) − x."),
-        (k3(-0.7), "x has the wrong sign: x = ref_logprob − logprob."),
-        (math.expm1(0.7), "You left out − x."),
-        (math.exp(0.7) - 0.7, "You left out the − 1, so two equal models would be 1 apart."),
-    )
-    cases = [Case((-1.2, -0.5), k3(0.7), causes), Case((-0.5, -1.2), k3(-0.7)), Case((-2.0, -2.0), 0.0)]
-    return check(
-        kl_estimate, cases, "Right: never negative, and 0 only where the two agree.", "x = ref_logprob − logprob."
-    )
-
-
-# --- notebook 06: the live loop ---------------------------------------------------------------------------------------
-
-
-def check_pairs_agreed(agreement: Callable[..., float]) -> bool:
-    """The share of a ranking's strict pairs that scores put in the same order; tiers of names, scores by name."""
-    order = [["b"], ["a", "c"], ["d"]]
-    scores = {"a": 0.0, "b": 1.0, "c": 2.0, "d": -1.0}
-    causes = (
-        (4 / 6, "You counted the tied pair (a, c); the person expressed no order there, so leave it out."),
-        (5 / 6, "You counted the tied pair (a, c) as agreement; leave it out."),
-        (1 / 5, "That is the share of pairs in which they disagree."),
-        (4, "Divide by the number of strict pairs."),
-        (0.0, "Compare pairs, not whole places: the two orders need not be identical."),
-    )
-    cases = [
-        Case((order, scores), 4 / 5, causes),
-        Case(([["a"], ["b"]], {"a": 0.0, "b": 1.0}), 0.0),
-        Case(([["a"], ["b"], ["c"]], {"a": 3.0, "b": 2.0, "c": 1.0}), 1.0),
-    ]
-    return check(
-        agreement, cases, "Right: ties say nothing, strict pairs say all.", "Each tier stands above all later tiers."
-    )
-
-
-def check_consistency(consistency: Callable[..., float]) -> bool:
-    """The share of pairs that two rankings of one question order alike, among those both order strictly."""
-    first, second = [["a"], ["b"], ["c"], ["d"]], [["b"], ["a"], ["c", "d"]]
-    causes = (
-        (4 / 6, "The pair (c, d) is tied the second time: leave out what either ranking ties."),
-        (1 / 5, "That is the share of pairs they order differently."),
-        (4, "Divide by the number of pairs that both order."),
-    )
-    cases = [
-        Case((first, second), 4 / 5, causes),
-        Case((first, first), 1.0),
-        Case(([["a"], ["b"]], [["b"], ["a"]]), 0.0),
-    ]
-    return check(
-        consistency, cases, "Right: this is the ceiling for any model of you.", "Compare the pairs of both rankings."
-    )
-
-
-def check_enough(surely_better: Callable[[int, int], bool]) -> bool:
-    """Whether `wins` of `n` is a win rate above one half beyond doubt: Wilson's lower 95% bound exceeds 0.5."""
-    cases = [
-        Case(
-            (29, 48),
-            False,
-            ((True, "29 of 48 is 60%, but chance alone gives that often: look at the interval's lower end."),),
-        ),
-        Case((36, 48), True, ((False, "The interval of 36 of 48 is 61% to 85%: all of it lies above one half."),)),
-        Case(
-            (600, 1000), True, ((False, "With 1,000 comparisons 60% is far from chance: its interval is 57% to 63%."),)
-        ),
-        Case((3, 3), False, ((True, "Three of three is 100%, but the interval begins at 44%."),)),
-    ]
-    hint = "Ask rlhf_lab.evaluation.wilson_interval(wins, n) for its `low`."
-    return check(surely_better, cases, "Right: a win rate without its interval is gossip.", hint)
+    praise = "three careful people beat one, and three coins are still coins."
+    return check(function, cases, praise, "Two right: 3 p² (1 − p). Three right: p³.")
