@@ -133,8 +133,8 @@ def last_hidden(model: PreTrainedModel, ids: torch.Tensor, lengths: torch.Tensor
 
 
 def sequence_scores(model: PreTrainedModel, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Reward-model scores (B,) of right-padded sequences: the same numbers transformers' own class gives."""
-    return head_of(model)(last_hidden(model, ids, lengths)).squeeze(-1)
+    """Reward-model scores (B,), in float32, of right-padded sequences: the same numbers transformers' own class gives."""
+    return head_of(model)(last_hidden(model, ids, lengths)).squeeze(-1).float()
 
 
 # --- the critic -------------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class Critic(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Values (B, T) of right-padded ids (B, T)."""
-        return head_of(self.model)(hidden_states(self.model, ids)).squeeze(-1)
+        return head_of(self.model)(hidden_states(self.model, ids)).squeeze(-1).float()
 
 
 # --- saving and loading -----------------------------------------------------------------------------------------------

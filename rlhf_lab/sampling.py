@@ -100,7 +100,10 @@ def draw(logits: torch.Tensor, config: SamplingConfig, generator: torch.Generato
     if config.top_k is not None and config.top_k < logits.shape[-1]:
         floor = logits.topk(config.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < floor, -torch.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
+    chances = logits.softmax(-1)
+    if generator is not None:  # a seed means the same replies wherever the model is: chance stays on the CPU
+        chances = chances.to(generator.device)
+    return torch.multinomial(chances, 1, generator=generator).squeeze(1).to(logits.device)
 
 
 def _up_to_end(reply: list[int], end_id: int) -> list[int]:
