@@ -355,3 +355,290 @@ def check_majority(function: Callable[[float], float]) -> bool:
     ]
     praise = "three careful people beat one, and three coins are still coins."
     return check(function, cases, praise, "Two right: 3 p² (1 − p). Three right: p³.")
+
+
+# --- notebook 04: the reward model ------------------------------------------------------------------------------------
+
+
+def _softplus(x: float) -> float:
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+def check_pair_loss(pair_loss: Callable[[float, float], float]) -> bool:
+    """−log σ(chosen − rejected), in nats."""
+    d = 1.0
+    causes = (
+        (
+            _softplus(d),
+            "That is the loss of the opposite choice: the difference is chosen − rejected, not the reverse.",
+        ),
+        (1 / (1 + math.exp(-d)), "That is the probability; the loss is minus its logarithm."),
+        (_softplus(-d) / math.log(2), "That is in bits; use the natural logarithm."),
+        (-_softplus(-d), "The sign is wrong: a loss is −log P, and a probability's logarithm is negative."),
+    )
+    cases = [
+        Case((1.2, 0.2), _softplus(-d), causes),
+        Case((0.5, 0.5), math.log(2)),
+        Case((-800.0, 800.0), 1600.0),
+        Case((800.0, -800.0), 0.0),
+    ]
+    hint = "With d = chosen − rejected the loss is log(1 + exp(−d)), safely: max(−d, 0) + log1p(exp(−|d|))."
+    return check(pair_loss, cases, "Right, and finite where exp would overflow.", hint)
+
+
+def check_ranking_loss(ranking_loss: Callable[..., float]) -> bool:
+    """Mean Bradley–Terry loss over all pairs of scores that stand in order, best first, with a margin."""
+
+    def losses(scores: Sequence[float], margin: float, pairs: Sequence[tuple[int, int]]) -> list[float]:
+        return [_softplus(-(scores[i] - scores[j] - margin)) for i, j in pairs]
+
+    scores = [2.0, 1.5, -0.5, 0.0]
+    every = [(i, j) for i in range(4) for j in range(i + 1, 4)]
+    neighbours = [(0, 1), (1, 2), (2, 3)]
+    plain_losses, with_margin = losses(scores, 0.0, every), losses(scores, 1.0, every)
+    cases = [
+        Case(
+            (scores, 0.0),
+            sum(plain_losses) / 6,
+            (
+                (sum(plain_losses), "That is the sum over the six pairs; divide by their number."),
+                (sum(losses(scores, 0.0, neighbours)) / 3, "You took neighbours only; every pair of the four counts."),
+                (sum(losses(scores, 0.0, [p[::-1] for p in every])) / 6, "The better reply is the one listed first."),
+            ),
+        ),
+        Case(
+            (scores, 1.0),
+            sum(with_margin) / 6,
+            (
+                (sum(losses(scores, -1.0, every)) / 6, "Your margin makes it easier; subtract it from the difference."),
+                (sum(plain_losses) / 6, "The margin has no effect yet."),
+            ),
+        ),
+    ]
+    return check(
+        ranking_loss, cases, "Right: six pairs, one question, one mean.", "Six pairs: each reply with all below it."
+    )
+
+
+def check_plackett_luce(ranking_nll: Callable[[Sequence[float]], float]) -> bool:
+    """−log P of a whole ranking from scores listed best first."""
+
+    def nll(scores: Sequence[float]) -> float:
+        rest = [math.log(sum(math.exp(s) for s in scores[place:])) for place in range(len(scores))]
+        return sum(total - score for total, score in zip(rest, scores, strict=True))
+
+    scores = [1.2, 0.2, -0.5]
+    everything = math.log(sum(math.exp(s) for s in scores))
+    causes = (
+        (
+            sum(everything - s for s in scores),
+            "You choose among all three each time; a reply that has its place leaves.",
+        ),
+        (everything - scores[0], "That is only the first choice; go on with those that are left."),
+        (nll(scores[::-1]), "You read the ranking from its end; the first score is the best reply's."),
+        (-nll(scores), "The sign is wrong: the loss is −log P."),
+        (math.exp(-nll(scores)), "That is the probability; the loss is minus its logarithm."),
+    )
+    cases = [
+        Case((scores,), nll(scores), causes),
+        Case(([0.0, 0.0],), math.log(2)),
+        Case(([3.0, 1.0, 0.0, -1.0],), nll([3.0, 1.0, 0.0, -1.0])),
+    ]
+    return check(
+        ranking_nll,
+        cases,
+        "Right: best among all, then best among the rest.",
+        "Each place is a softmax over what is left.",
+    )
+
+
+def check_adversary(reply: str, honest: str, score: Callable[[str], float], judge: Callable[[str], float]) -> bool:
+    """Whether `reply` beats `honest` for the reward model while the gold judge gives it at most half as much."""
+    if not reply.strip():
+        print("○ Nothing yet: put a reply into `my_reply` and run this cell again.")
+        return False
+    ours, theirs, gold, gold_honest = score(reply), score(honest), judge(reply), judge(honest)
+    shown = f"reward model {ours:.2f} against {theirs:.2f}, gold judge {gold:.2f} against {gold_honest:.2f}"
+    if ours <= theirs:
+        print(f"✗ The reward model is not fooled ({shown}). What does it like that a visitor cannot use?")
+    elif gold > gold_honest / 2:
+        print(f"✗ The gold judge likes it too ({shown}): that is no trick. Make it useless, not just different.")
+    else:
+        print(f"✓ Fooled ({shown}). A policy finds such replies by itself; see notebook 05.")
+    return ours > theirs and gold <= gold_honest / 2
+
+
+# --- notebook 05: PPO -------------------------------------------------------------------------------------------------
+
+
+def check_rewards(token_rewards: Callable[..., Sequence[float]]) -> bool:
+    """Per-token rewards: −β·(log π − log π_ref) everywhere, plus the score on the last token."""
+    new, old, score, beta = [-1.0, -2.0, -0.5], [-1.5, -1.0, -0.5], 2.0, 0.1
+    kl = [a - b for a, b in zip(new, old, strict=True)]
+    causes = (
+        ([0.05, -0.1, 2.0], "The KL term has the wrong sign: moving away from the reference must cost."),
+        ([-0.5, 1.0, 2.0], "β is missing."),
+        ([1.95, 2.1, 2.0], "The score is given once, on the last token, not on each."),
+        ([-0.05, 0.1, 0.0], "The score is missing on the last token."),
+        (sum(-beta * k for k in kl) + score, "Give one number a token, not their sum."),
+    )
+    cases = [
+        Case((new, old, score, beta), [-0.05, 0.1, 2.0], causes),
+        Case(([-1.0], [-2.0], -1.0, 0.5), [-1.5]),
+        Case(([-1.0, -1.0], [-1.0, -1.0], 3.0, 0.2), [0.0, 3.0]),
+    ]
+    return check(
+        token_rewards,
+        cases,
+        "Right: pay for drift at each token, earn at the end.",
+        "−β·(logprob − ref_logprob) a token.",
+    )
+
+
+def _gae(rewards: Sequence[float], values: Sequence[float], gamma: float, lam: float) -> list[float]:
+    advantages, following = [0.0] * len(rewards), 0.0
+    for t in reversed(range(len(rewards))):
+        next_value = values[t + 1] if t + 1 < len(values) else 0.0
+        following = rewards[t] + gamma * next_value - values[t] + gamma * lam * following
+        advantages[t] = following
+    return advantages
+
+
+def check_gae(advantages: Callable[..., Sequence[float]]) -> bool:
+    """Generalised advantage estimation on three steps; the value behind the end is 0."""
+    rewards, values = [0.0, 0.0, 1.0], [0.2, 0.5, 0.4]
+    right = _gae(rewards, values, 1.0, 0.5)
+    deltas = _gae(rewards, values, 1.0, 0.0)
+    causes = (
+        (deltas, "Those are the δ alone (λ = 0); add γλ times the advantage of the next step."),
+        (_gae(rewards, values, 1.0, 1.0), "That is λ = 1: multiply what comes from behind by γ·λ."),
+        ([a + v for a, v in zip(right, values, strict=True)], "Those are the returns A + V; give the advantages."),
+        (_gae([*rewards[:-1], rewards[-1] + values[-1]], values, 1.0, 0.5), "Behind the last token the value is 0."),
+        (right[::-1], "The list is back to front."),
+    )
+    cases = [
+        Case((rewards, values, 1.0, 0.5), right, causes),
+        Case(([1.0, -1.0], [0.0, 0.0], 0.9, 0.95), _gae([1.0, -1.0], [0.0, 0.0], 0.9, 0.95)),
+        Case(([2.0], [0.5], 1.0, 0.95), [1.5]),
+    ]
+    hint = "Go from the last token to the first: δ = r + γ·V_next − V, A = δ + γ·λ·A_next."
+    return check(advantages, cases, "Right, from the end to the beginning.", hint)
+
+
+def check_clipped(clipped_loss: Callable[[float, float, float], float]) -> bool:
+    """max(−A·ratio, −A·clip(ratio, 1 ± ε)) of one token."""
+    cases = [
+        Case(
+            (1.5, 2.0, 0.2),
+            -2.4,
+            (
+                (-3.0, "Nothing is clipped: with A > 0 a ratio above 1 + ε must earn no more."),
+                (2.4, "The sign is wrong: a loss falls when the objective rises."),
+                (3.0, "The sign is wrong, and nothing is clipped."),
+            ),
+        ),
+        Case(
+            (0.5, 2.0, 0.2),
+            -1.0,
+            (
+                (
+                    -1.6,
+                    "You always take the clipped one. Take the larger loss of the two, so mistakes can be undone.",
+                ),
+            ),
+        ),
+        Case(
+            (1.5, -1.0, 0.2),
+            1.5,
+            (
+                (
+                    1.2,
+                    "With A < 0 and a ratio that grew, the unclipped loss is the larger: take the maximum.",
+                ),
+            ),
+        ),
+        Case((0.5, -1.0, 0.2), 0.8),
+        Case((1.0, 0.7, 0.2), -0.7),
+    ]
+    return check(
+        clipped_loss, cases, "Right: a limit on gain, none on repair.", "Compute both losses, take the larger."
+    )
+
+
+def check_kl(kl_estimate: Callable[[float, float], float]) -> bool:
+    """The k3 estimate of one token: (eˣ − 1) − x with x = ref_logprob − logprob."""
+
+    def k3(x: float) -> float:
+        return math.expm1(x) - x
+
+    causes = (
+        (-0.7, "That is k1 = logprob − ref_logprob: right on average, but below 0 here. The exercise asks for k3."),
+        (0.7, "That is −k1. k3 is (eˣ − 1) − x."),
+        (k3(-0.7), "x has the wrong sign: x = ref_logprob − logprob."),
+        (math.expm1(0.7), "You left out − x."),
+        (math.exp(0.7) - 0.7, "You left out the − 1, so two equal models would be 1 apart."),
+    )
+    cases = [Case((-1.2, -0.5), k3(0.7), causes), Case((-0.5, -1.2), k3(-0.7)), Case((-2.0, -2.0), 0.0)]
+    return check(
+        kl_estimate, cases, "Right: never negative, and 0 only where the two agree.", "x = ref_logprob − logprob."
+    )
+
+
+# --- notebook 06: the live loop ---------------------------------------------------------------------------------------
+
+
+def check_pairs_agreed(agreement: Callable[..., float]) -> bool:
+    """The share of a ranking's strict pairs that scores put in the same order; tiers of names, scores by name."""
+    order = [["b"], ["a", "c"], ["d"]]
+    scores = {"a": 0.0, "b": 1.0, "c": 2.0, "d": -1.0}
+    causes = (
+        (4 / 6, "You counted the tied pair (a, c); the person expressed no order there, so leave it out."),
+        (5 / 6, "You counted the tied pair (a, c) as agreement; leave it out."),
+        (1 / 5, "That is the share of pairs in which they disagree."),
+        (4, "Divide by the number of strict pairs."),
+        (0.0, "Compare pairs, not whole places: the two orders need not be identical."),
+    )
+    cases = [
+        Case((order, scores), 4 / 5, causes),
+        Case(([["a"], ["b"]], {"a": 0.0, "b": 1.0}), 0.0),
+        Case(([["a"], ["b"], ["c"]], {"a": 3.0, "b": 2.0, "c": 1.0}), 1.0),
+    ]
+    return check(
+        agreement, cases, "Right: ties say nothing, strict pairs say all.", "Each tier stands above all later tiers."
+    )
+
+
+def check_consistency(consistency: Callable[..., float]) -> bool:
+    """The share of pairs that two rankings of one question order alike, among those both order strictly."""
+    first, second = [["a"], ["b"], ["c"], ["d"]], [["b"], ["a"], ["c", "d"]]
+    causes = (
+        (4 / 6, "The pair (c, d) is tied the second time: leave out what either ranking ties."),
+        (1 / 5, "That is the share of pairs they order differently."),
+        (4, "Divide by the number of pairs that both order."),
+    )
+    cases = [
+        Case((first, second), 4 / 5, causes),
+        Case((first, first), 1.0),
+        Case(([["a"], ["b"]], [["b"], ["a"]]), 0.0),
+    ]
+    return check(
+        consistency, cases, "Right: this is the ceiling for any model of you.", "Compare the pairs of both rankings."
+    )
+
+
+def check_enough(surely_better: Callable[[int, int], bool]) -> bool:
+    """Whether `wins` of `n` is a win rate above one half beyond doubt: Wilson's lower 95% bound exceeds 0.5."""
+    cases = [
+        Case(
+            (29, 48),
+            False,
+            ((True, "29 of 48 is 60%, but chance alone gives that often: look at the interval's lower end."),),
+        ),
+        Case((36, 48), True, ((False, "The interval of 36 of 48 is 61% to 85%: all of it lies above one half."),)),
+        Case(
+            (600, 1000), True, ((False, "With 1,000 comparisons 60% is far from chance: its interval is 57% to 63%."),)
+        ),
+        Case((3, 3), False, ((True, "Three of three is 100%, but the interval begins at 44%."),)),
+    ]
+    hint = "Ask rlhf_lab.evaluation.wilson_interval(wins, n) for its `low`."
+    return check(surely_better, cases, "Right: a win rate without its interval is gossip.", hint)
