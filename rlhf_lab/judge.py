@@ -162,15 +162,16 @@ class GoldJudge:
     def fluency(self, text: str) -> float:
         """The share of pairs of neighbouring words, sentence ends included, that the scenario's own language has.
 
-        A sentence said twice counts as broken: repeating is not fluent.
+        A sentence said twice counts as broken, and so does a mark that ends no sentence: repeating is not fluent.
         """
-        pairs, seen = [], set()
-        for sentence in split_sentences(text):
+        pairs, seen, sentences = [], set(), split_sentences(text)
+        for sentence in sentences:
             words = _words(sentence)
             known = [] if tuple(words) in seen else [pair in self._known_pairs for pair in _pairs(words)]
             pairs += known or [False] * (len(words) + 1)
             seen.add(tuple(words))
-        pairs += [False] * (len(re.findall(r"[.?!]", text)) - len(re.findall(r"[^.?!\n]*\w[^.?!\n]*[.?!]", text)))
+        ends = sum(sentence[-1] in ".?!" for sentence in sentences)
+        pairs += [False] * (sum(text.count(mark) for mark in ".?!") - ends)
         return sum(pairs) / len(pairs) if pairs else 0.0
 
     @cached_property
@@ -197,7 +198,7 @@ class GoldJudge:
 
 def split_sentences(text: str) -> list[str]:
     """Sentences of a text, each with its closing mark; line breaks end a sentence too."""
-    return [s.strip() for s in re.findall(r"[^.?!\n]+[.?!]?", text) if s.strip(" .?!\n")]
+    return [s.strip() for s in re.findall(r"[^.?!\n]+[.?!]?", text) if s.strip(".?!").strip()]
 
 
 def _spelt_out(sentence: str) -> str:

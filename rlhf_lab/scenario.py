@@ -325,7 +325,8 @@ class Scenario:
 
 def mentions(text: str, phrase: str) -> bool:
     """Whether `phrase` stands in `text` as whole words, whatever the case."""
-    return re.search(rf"(?<!\w){re.escape(phrase.lower())}(?!\w)", text.lower()) is not None
+    phrase, text = phrase.lower(), text.lower()
+    return phrase in text and re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
 
 
 def _draw(shares: dict[Any, float], rng: random.Random) -> Any:
