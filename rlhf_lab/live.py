@@ -374,7 +374,7 @@ class LiveLoop:
     ) -> list[tuple[Question, Ranking, torch.Tensor]]:
         """This question and the last few before it: those whose change of scores is shown."""
         others = [entry for key, entry in self._learned.items() if key != question.id]
-        return [(question, ranking, features), *reversed(others[len(others) - self.config.effects :])]
+        return [(question, ranking, features), *reversed(others[max(0, len(others) - self.config.effects) :])]
 
     def _say_update(self, ranking, agreement, shown, before, began) -> None:
         window = list(self._agreements.values())[-self.config.window :]

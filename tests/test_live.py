@@ -90,6 +90,7 @@ def test_repeated_rankings_bring_the_model_to_the_persons_order(loop):
     for _ in range(6):
         loop.submit(answer(ask(loop)))
         assert loop.wait_idle()
+    assert [len(update.effects) for update in events(loop, RewardUpdate)] == [1, 2, 3, 4, 4, 4]
     update = events(loop, RewardUpdate)[-1]
     assert update.labels == 6 and len(update.effects) == 1 + CONFIG.effects
     right = 0
