@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain, product
 
 from .scenario import Asked, Scenario, every_reading, mentions
@@ -55,6 +55,7 @@ class GoldJudge:
         self.scenario = scenario
         self.weights: dict[str, float] = scenario.judge["weights"]
         self._negations = scenario.judge["negations"]
+        self.verdict = lru_cache(maxsize=50_000)(self.verdict)  # a class of simulated people reads the same replies
 
     def score(self, prompt: str, reply: str) -> float:
         """The weighted sum of `verdict`; higher is better."""
