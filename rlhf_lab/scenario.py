@@ -8,6 +8,7 @@ truth, is in `rlhf_lab.judge`: nothing that trains a model imports it.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Iterator
@@ -59,6 +60,14 @@ def parse_template(template: str, where: str = "template") -> list[Node]:
         return alternatives
 
     return sequence("")[0]
+
+
+def _always_has(nodes: list[Node], slot: str) -> bool:
+    """Whether every reading of a template has this slot."""
+    return any(
+        f"<{slot}>" in node if isinstance(node, str) else all(_always_has(option, slot) for option in node)
+        for node in nodes
+    )
 
 
 def _expand_random(nodes: list[Node], rng: random.Random) -> str:
@@ -363,6 +372,17 @@ def load_scenario(name: str | Path = "help_desk") -> Scenario:
     return _Reader(f"scenario file {path}").scenario(text)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which also refuses a key that stands twice in a mapping: else the last would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value]
+        for place, (key, _) in enumerate(node.value):
+            if isinstance(key, yaml.ScalarNode) and key.value in names[:place]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands there twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 class _Reader:
     """Reads and validates one scenario; every error names the place."""
 
@@ -381,14 +401,30 @@ class _Reader:
             raise self.fail(field, f"{unknown!r} is not a field; there are {', '.join(sorted(keys))}")
         return data
 
-    def texts(self, data: Any, field: str, templates: bool = True, slots: tuple[str, ...] = ()) -> tuple[str, ...]:
-        if not isinstance(data, list) or not data or not all(isinstance(item, str) and item for item in data):
+    def text(self, data: Any, field: str) -> str:
+        if not isinstance(data, str) or not data.strip():
+            raise self.fail(field, f"must be a text (quote one that YAML reads otherwise); got {data!r}")
+        return data
+
+    def texts(
+        self,
+        data: Any,
+        field: str,
+        templates: bool = True,
+        slots: tuple[str, ...] = (),
+        optional_slots: tuple[str, ...] = (),
+    ) -> tuple[str, ...]:
+        if not isinstance(data, list) or not data or not all(isinstance(item, str) and item.strip() for item in data):
             raise self.fail(field, "must be a list of one or more texts (quote texts that YAML reads otherwise)")
         for item in data if templates else ():
-            parse_template(item, f"{self.where}: {field}")
+            nodes = parse_template(item, f"{self.where}: {field}")
             for slot in slots:
-                if f"<{slot}>" not in item:
-                    raise self.fail(field, f"{item!r} lacks <{slot}>")
+                if not _always_has(nodes, slot):
+                    raise self.fail(field, f"{item!r} lacks <{slot}>, which every reading of it needs")
+            for slot in re.findall(r"<([^<>]*)>", item):
+                if slot not in slots + optional_slots:
+                    known = ", ".join(f"<{name}>" for name in slots + optional_slots) or "nothing"
+                    raise self.fail(field, f"{item!r} has <{slot}>; what is filled in here is {known}")
         return tuple(data)
 
     def shares(self, data: Any, field: str, keys: set[str] | None = None) -> dict[str, float]:
@@ -406,11 +442,12 @@ class _Reader:
 
     def scenario(self, text: str) -> Scenario:
         try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            data = yaml.load(text, _Loader)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist
             mark = getattr(error, "problem_mark", None)
             line = f"line {mark.line + 1}: " if mark else ""
-            raise InputError(f"{self.where}: {line}not YAML: {getattr(error, 'problem', error)}") from None
+            problem = " ".join(str(getattr(error, "problem", None) or error).split())
+            raise InputError(f"{self.where}: {line}not YAML: {problem}") from None
         top = self.mapping(
             data,
             "top level",
@@ -423,9 +460,9 @@ class _Reader:
         styles = self.styles(top["styles"])
         held_subjects, held_hazards = self.held_out(top["held_out"], subjects, hazards)
         return Scenario(
-            name=str(top["name"]),
-            title=str(top["title"]),
-            description=str(top["description"]),
+            name=self.text(top["name"], "name"),
+            title=self.text(top["title"], "title"),
+            description=self.text(top["description"], "description"),
             attributes=attributes,
             subjects=subjects,
             hazards=hazards,
@@ -449,14 +486,14 @@ class _Reader:
         keys = {"values", "questions", "held_out_questions", "claims", "cues", "asks"}
         fields = self.mapping(data, field, keys)
         values = self.texts(fields["values"], f"{field}.values", templates=False)
-        if len(set(values)) < 2:
-            raise self.fail(f"{field}.values", "must hold at least two different values")
+        if len(set(values)) < max(2, len(values)):
+            raise self.fail(f"{field}.values", "must hold at least two values, each once")
         return Attribute(
             name,
             values,
             self.texts(fields["questions"], f"{field}.questions", slots=("subject",)),
             self.texts(fields["held_out_questions"], f"{field}.held_out_questions", slots=("subject",)),
-            self.texts(fields["claims"], f"{field}.claims", slots=("value",)),
+            self.texts(fields["claims"], f"{field}.claims", slots=("value",), optional_slots=("subject",)),
             self.texts(fields["cues"], f"{field}.cues", templates=False),
             self.texts(fields["asks"], f"{field}.asks", templates=False),
         )
@@ -467,12 +504,13 @@ class _Reader:
         subjects = []
         for i, item in enumerate(data, 1):
             fields = self.mapping(item, f"subjects[{i}]", {"name", *attributes}, frozenset(attributes))
+            self.text(fields["name"], f"subjects[{i}].name")
             facts = {k: str(v) for k, v in fields.items() if k != "name" and v is not None}
             for attribute, value in facts.items():
                 if value not in attributes[attribute].values:
                     allowed = ", ".join(attributes[attribute].values)
                     raise self.fail(f"subjects[{i}].{attribute}", f"{value!r} is not one of its values: {allowed}")
-            subjects.append(Subject(str(fields["name"]), facts))
+            subjects.append(Subject(fields["name"], facts))
         return self.distinct(tuple(subjects), "subjects")
 
     def hazards(self, data: Any) -> tuple[Hazard, ...]:
@@ -480,7 +518,10 @@ class _Reader:
             raise self.fail("hazards", "must be a list (it may be empty: [])")
         keys = {"name", "safe", "unsafe"}
         fields = [self.mapping(item, f"hazards[{i}]", keys) for i, item in enumerate(data, 1)]
-        return self.distinct(tuple(Hazard(**{k: str(v) for k, v in item.items()}) for item in fields), "hazards")
+        for i, item in enumerate(fields, 1):
+            for key in keys:
+                self.text(item[key], f"hazards[{i}].{key}")
+        return self.distinct(tuple(Hazard(**item) for item in fields), "hazards")
 
     def distinct(self, items: tuple[Any, ...], field: str) -> tuple[Any, ...]:
         names = [item.name for item in items]
@@ -497,7 +538,10 @@ class _Reader:
             "unsafe_claims": ("unsafe",),
         }
         fields = self.mapping(data, "hazard_questions", set(slots))
-        return {k: self.texts(fields[k], f"hazard_questions.{k}", slots=needed) for k, needed in slots.items()}
+        return {
+            key: self.texts(fields[key], f"hazard_questions.{key}", slots=needed, optional_slots=("hazard",))
+            for key, needed in slots.items()
+        }
 
     def styles(self, data: Any) -> dict[str, dict[str, tuple[str, ...]]]:
         fields = self.mapping(data, "styles", {"polite", "curt"})
@@ -527,7 +571,7 @@ class _Reader:
         fields = self.mapping(data, "held_out", {"subjects", "hazards"})
         sets = []
         for key, items in (("subjects", subjects), ("hazards", hazards)):
-            names, known = fields[key], {item.name for item in items}
+            names, known = fields[key], [item.name for item in items]
             if not isinstance(names, list):
                 raise self.fail(f"held_out.{key}", "must be a list of names")
             for name in names:
@@ -543,7 +587,7 @@ class _Reader:
         names = {"correct", "safe", "polite", "concise", "fluent"}
         weights = self.mapping(fields["weights"], "judge.weights", names)
         for name, weight in weights.items():
-            if not isinstance(weight, int | float) or weight < 0:
+            if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
                 raise self.fail(f"judge.weights.{name}", f"must be a number of 0 or more; got {weight!r}")
         if not isinstance(fields["words"], int) or fields["words"] < 1:
             raise self.fail("judge.words", f"must be a whole number of 1 or more; got {fields['words']!r}")
