@@ -32,9 +32,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from .config import ModelConfig, Pooling
 from .errors import InputError
+
+disable_progress_bar()  # transformers draws one for every file; the lab has one a stage
 
 
 def new_language_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> LlamaForCausalLM:

@@ -75,8 +75,6 @@ from .scenario import Scenario, load_scenario
 from .store import FeedbackStore
 from .text import encode_dialogues, encode_documents, train_tokenizer
 
-transformers.utils.logging.disable_progress_bar()  # one bar a stage, and it is ours
-
 Point = LossPoint | RewardPoint | StepStats
 Record = TypeVar("Record", LossPoint, RewardPoint, StepStats)
 Model = tuple[PreTrainedModel, PreTrainedTokenizerBase]
