@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lab.annotators import SimulatedAnnotator, tiers
+from rlhf_lab.annotators import SimulatedAnnotator, answer_as_configured, population, tiers
 from rlhf_lab.errors import InputError
 from rlhf_lab.judge import GoldJudge
 from rlhf_lab.records import Candidate, Question
 from rlhf_lab.scenario import load_scenario
+from rlhf_lab.store import FeedbackStore
 
 JUDGE = GoldJudge(load_scenario())
 PROMPT = "When is the pottery class?"
@@ -118,3 +119,26 @@ def test_the_impression_of_the_judge_s_own_taste_is_its_score():
     for prompt in rng.sample(scenario.prompts("train"), 40):
         reply = scenario.reply(scenario.asked(prompt), rng)
         assert annotator().impression(prompt, reply) == pytest.approx(JUDGE.score(prompt, reply))
+
+
+def test_a_population_is_of_different_tastes_and_the_same_for_a_seed():
+    people = population(JUDGE, 12)
+    assert len({p.name for p in people}) == 12 == len({tuple(p.taste.values()) for p in people})
+    assert [p.taste for p in people] == [p.taste for p in population(JUDGE, 12)]
+    assert [p.taste for p in people] != [p.taste for p in population(JUDGE, 12, seed=1)]
+    first = {person.rank(question(*REPLIES)).order[0] for person in population(JUDGE, 30, noise=0.0)}
+    assert len(first) >= 3  # they disagree about the best reply
+
+
+def test_the_environment_decides_whether_a_person_or_the_simulated_one_answers(tmp_path, monkeypatch):
+    store, simulated = FeedbackStore(tmp_path / "feedback.db"), annotator(name="simulated")
+    monkeypatch.delenv("RLHF_LAB_ANNOTATOR", raising=False)
+    assert answer_as_configured([question("plain", "wrong")], store, "Ada", simulated) == "Ada"
+    assert not store.rankings()
+    monkeypatch.setenv("RLHF_LAB_ANNOTATOR", "simulated")
+    for _ in range(2):  # the second time there is nothing left to answer
+        assert answer_as_configured([question("plain", "wrong")], store, "Ada", simulated) == "simulated"
+        assert [(r.annotator, r.order) for r in store.rankings()] == [("simulated", (("plain",), ("wrong",)))]
+    monkeypatch.setenv("RLHF_LAB_ANNOTATOR", "my cat")
+    with pytest.raises(InputError, match="RLHF_LAB_ANNOTATOR is 'my cat'"):
+        answer_as_configured([], store, "Ada", simulated)

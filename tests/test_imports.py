@@ -13,13 +13,20 @@ ROOT = Path(__file__).resolve().parents[1]
 # Imports run one way: a module imports from its own layer and from those before it.
 LAYERS = [
     {"errors", "records", "config"},
-    {"scenario", "text", "store", "formats", "agreement", "selection"},
+    {"scenario", "text", "store", "formats", "agreement", "selection", "plots", "exercises"},
+    {"judge"},
+    {"annotators"},
     {"models", "sampling"},
-    {"language", "reward"},
+    {"language", "checkpoints"},
+    {"reward"},
     {"ppo", "direct", "group"},
     {"evaluation"},
-    {"live"},
+    {"live", "runs", "reward_from_pairs"},
+    {"cli"},
 ]
+# What trains a model sees comparisons and nothing of the truth behind them.
+TRAINING = ["text", "models", "language", "sampling", "reward", "ppo"]
+TRUTH = {"judge", "annotators"}
 # Labelling is light: these work without torch, so that a class of annotators needs no gigabytes.
 TORCH_FREE = [
     *("rlhf_lab.records", "rlhf_lab.errors", "rlhf_lab.config", "rlhf_lab.store", "rlhf_lab.formats"),
@@ -69,6 +76,32 @@ def test_imports_run_one_way():
         if module in layer and layer.get(other, 0) > layer[module]
     ]
     assert not wrong
+
+
+def test_every_module_has_its_layer():
+    placed = [module for modules in LAYERS for module in modules]
+    assert len(placed) == len(set(placed)) and not set(helper_imports()) - set(placed)
+
+
+@pytest.mark.parametrize("module", TRAINING)
+def test_what_trains_a_model_does_not_import_the_gold_judge(module):
+    """In its source, at any remove, inside functions too."""
+    graph, reached, ahead = helper_imports(), set(), [module]
+    while ahead:
+        name = ahead.pop()
+        reached.add(name)
+        ahead += graph[name] - reached
+    assert not reached & TRUTH
+
+
+def test_what_trains_a_model_does_not_load_the_gold_judge():
+    """All training modules together, in a fresh interpreter."""
+    modules = [f"rlhf_lab.{name}" for name in TRAINING]
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    loaded = set(result.stdout.split())
+    assert set(modules) <= loaded, result.stderr
+    assert not loaded & {f"rlhf_lab.{name}" for name in TRUTH}
 
 
 def test_no_circle_of_imports():
