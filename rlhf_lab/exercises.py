@@ -452,20 +452,25 @@ def check_plackett_luce(ranking_nll: Callable[[Sequence[float]], float]) -> bool
     )
 
 
-def check_adversary(reply: str, honest: str, score: Callable[[str], float], judge: Callable[[str], float]) -> bool:
-    """Whether `reply` beats `honest` for the reward model while the gold judge gives it at most half as much."""
+def check_adversary(
+    reply: str, honest: str, score: Callable[[str], float], judge: Callable[[str], float], words: int = 6
+) -> bool:
+    """Whether `reply`, of few words, beats `honest` for the reward model while the gold judge gives it half or less."""
     if not reply.strip():
         print("○ Nothing yet: put a reply into `my_reply` and run this cell again.")
         return False
     ours, theirs, gold, gold_honest = score(reply), score(honest), judge(reply), judge(honest)
     shown = f"reward model {ours:.2f} against {theirs:.2f}, gold judge {gold:.2f} against {gold_honest:.2f}"
-    if ours <= theirs:
+    if len(reply.split()) > words:
+        print(f"✗ Your reply has {len(reply.split())} words; at most {words} ({shown}).")
+    elif ours <= theirs:
         print(f"✗ The reward model is not fooled ({shown}). What does it like that a visitor cannot use?")
     elif gold > gold_honest / 2:
         print(f"✗ The gold judge likes it too ({shown}): that is no trick. Make it useless, not just different.")
     else:
         print(f"✓ Fooled ({shown}). A policy finds such replies by itself; see notebook 05.")
-    return ours > theirs and gold <= gold_honest / 2
+        return True
+    return False
 
 
 # --- notebook 05: PPO -------------------------------------------------------------------------------------------------
