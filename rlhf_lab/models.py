@@ -136,7 +136,7 @@ def last_hidden(model: PreTrainedModel, ids: torch.Tensor, lengths: torch.Tensor
 
 
 def sequence_scores(model: PreTrainedModel, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Reward-model scores (B,), in float32, of right-padded sequences: the same numbers transformers' own class gives."""
+    """Scores (B,), in float32, of right-padded sequences: the numbers that transformers' own class gives."""
     return head_of(model)(last_hidden(model, ids, lengths)).squeeze(-1).float()
 
 
