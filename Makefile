@@ -66,9 +66,10 @@ endef
 
 # --- work ---
 
+# OpenMP threads that spin while they wait ruin a laptop that also runs a browser.
 lab: $(VENV)/.lab ## open JupyterLab in notebooks/
 	@mkdir -p notebooks
-	@cd notebooks && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" exec "$(CURDIR)/$(PY)" -m jupyterlab \
+	@cd notebooks && OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 PATH="$(CURDIR)/$(VENV)/bin:$$PATH" exec "$(CURDIR)/$(PY)" -m jupyterlab \
 	$(if $(filter 0,$(shell id -u)),--allow-root) $(quiet_lab) $(LAB_ARGS)
 
 # Nothing leaves the machine: no news, no look for updates. The first notebook opens by itself.
