@@ -1,0 +1,132 @@
+"""The checkers of notebooks 00 to 03: common mistakes get their cause (the solutions' notebooks hold the right answers)."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from rlhf_lab import exercises
+from rlhf_lab.exercises import Case, check
+
+
+def double(x):
+    return 2 * x
+
+
+class Tensor:
+    """Anything with `tolist`, as torch and numpy have it."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def tolist(self):
+        return self.values
+
+
+def said(capsys) -> str:
+    return capsys.readouterr().out.strip()
+
+
+def test_right_answers_are_praised_and_a_tensor_is_as_good_as_a_list(capsys):
+    assert check(double, [Case((2,), 4), Case((0.5,), 1.0)], "that is twice as much.")
+    assert said(capsys) == "✓ that is twice as much."
+    assert check(lambda x: Tensor([1.0, x]), [Case((2,), [1, 2])], "fine")
+
+
+def test_a_wrong_answer_says_what_was_called_expected_and_got_and_why(capsys):
+    cases = [Case((2,), 4), Case((3,), 9, ((6, "Square it instead of doubling."),))]
+    assert not check(double, cases, "", hint="Think.")
+    assert said(capsys) == "✗ double(3) should be 9, but yours gives 6. Square it instead of doubling."
+
+
+def test_an_unforeseen_wrong_answer_gets_the_hint(capsys):
+    assert not check(double, [Case((3,), 9, ((3, "Not the number itself."),))], "", hint="Think again.")
+    assert said(capsys).endswith("yours gives 6. Think again.")
+
+
+def test_an_exercise_not_yet_begun_is_not_called_wrong(capsys):
+    for empty in (lambda x: None, lambda x: ...):
+        assert not check(empty, [Case((1,), 1)], "")
+        assert said(capsys).startswith("○")
+
+
+def test_a_function_that_fails_does_not_stop_the_notebook(capsys):
+    assert not check(lambda x: 1 / 0, [Case((1,), 1)], "")
+    assert "ZeroDivisionError" in said(capsys)
+
+
+@pytest.mark.parametrize("wrong", [True, "4", [4], float("nan"), (4, 4), object()])
+def test_an_answer_of_another_kind_is_wrong_and_no_error(wrong, capsys):
+    assert not check(lambda x: wrong, [Case((2,), 4)], "")
+    assert said(capsys).startswith("✗")
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def tilt(reference, rewards, beta):
+    weights = [p * math.exp(r / beta) for p, r in zip(reference, rewards, strict=True)]
+    return [w / sum(weights) for w in weights]
+
+
+def merge_once(word, merges):
+    return exercises_merge(list(word), merges[0])
+
+
+def exercises_merge(tokens, pair):
+    merged, i = [], 0
+    while i < len(tokens):
+        hit = tuple(tokens[i : i + 2]) == pair
+        merged.append("".join(pair) if hit else tokens[i])
+        i += 2 if hit else 1
+    return merged
+
+
+def greedy_overlap(word, merges):
+    """Merges aaa into aa, aa: what a loop that steps by one does."""
+    tokens = list(word)
+    for pair in merges:
+        tokens = (
+            ["".join(pair)] * 2 + tokens[3:]
+            if tokens[:3] == ["a"] * 3 == [*pair, "a"]
+            else exercises_merge(tokens, pair)
+        )
+    return tokens
+
+
+def identity_labels(ids, replies):
+    return [ids[i] if any(a <= i < b for a, b in replies) else -100 for i in range(len(ids))]
+
+
+WRONG = [
+    (exercises.check_count_pairs, lambda k: k * (k - 1), "counted twice"),
+    (exercises.check_count_pairs, lambda k: k - 1, "neighbours"),
+    (exercises.check_preference, lambda a, b: sigmoid(b - a), "swap"),
+    (exercises.check_preference, lambda a, b: a - b, "sigmoid"),
+    (exercises.check_tilt, lambda p, r, beta: tilt(p, r, 1 / beta), "Divide the reward by β"),
+    (exercises.check_tilt, lambda p, r, beta: tilt([1.0] * len(p), r, beta), "reference is missing"),
+    (exercises.check_tilt, lambda p, r, beta: tilt(p, r, 1.0), "β is missing"),
+    (exercises.check_encode, merge_once, "Only the first merge"),
+    (exercises.check_encode, greedy_overlap, "go on behind both tokens"),
+    (exercises.check_perplexity, lambda losses, n: math.exp(sum(losses) / len(losses)), "by its tokens"),
+    (exercises.check_bits_per_byte, lambda loss, size: loss / size, "nats a byte"),
+    (exercises.check_chat, lambda turns: "".join(f"<|{r}|> {t}<|end|>" for r, t in turns), "Only a reply ends"),
+    (exercises.check_chat, lambda turns: "".join(f"<|{r}|> {t}" for r, t in turns), "never learns to stop"),
+    (exercises.check_turn_labels, identity_labels, "not shifted"),
+    (exercises.check_turn_labels, lambda ids, replies: identity_labels(ids, replies)[:-1], "shifting drops the first"),
+    (exercises.check_turn_labels, lambda ids, replies: identity_labels(ids, replies[-1:])[1:], "Every reply bears"),
+    (exercises.check_early_stop, lambda training, held_out: training.index(min(training)), "memorised"),
+    (exercises.check_order_of_scores, lambda s: [[k] for k in sorted(s, key=s.get, reverse=True)], "share a tier"),
+    (exercises.check_order_of_scores, lambda s: sorted(s, key=s.get, reverse=True), "list of its own"),
+    (exercises.check_kappa, lambda agreement, chance: agreement - chance, "Divide by the room"),
+    (exercises.check_majority, lambda p: p**3, "two are enough"),
+    (exercises.check_majority, lambda p: 1 - (1 - p) ** 3, "at least one"),
+]
+
+
+@pytest.mark.parametrize(("checker", "function", "cause"), WRONG)
+def test_each_common_mistake_is_named(checker, function, cause, capsys):
+    assert not checker(function)
+    assert cause in said(capsys)
