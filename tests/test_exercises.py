@@ -1,4 +1,4 @@
-"""The checkers of notebooks 00 to 03: common mistakes get their cause (the solutions' notebooks hold the right answers)."""
+"""The checkers of notebooks 00 to 03: common mistakes get their cause (the solutions hold the right answers)."""
 
 from __future__ import annotations
 
