@@ -137,8 +137,8 @@ class PPO:
     """The trainer: give it prompts, a step at a time.
 
     `score` is any function from samples to scores, so a person, a learned and a synthetic reward are interchangeable.
-    `reference` stays frozen. Randomness comes from (seed, step) alone, so a trainer restored by `load_state` goes on as
-    the unbroken one would have.
+    `reference` stays frozen. Randomness comes from (seed, step) alone, so a trainer given back its weights, optimizer,
+    `beta` and `steps_done` goes on as the unbroken one would have.
     """
 
     def __init__(

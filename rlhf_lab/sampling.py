@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -39,7 +40,8 @@ def sample(
     no room for a reply.
     """
     config = config or SamplingConfig()
-    room = model.config.max_position_embeddings - config.max_new_tokens
+    positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize  # some models know no limit
+    room = positions - config.max_new_tokens
     encoded = encode_prompts(tokenizer, prompts)
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) > room:

@@ -54,10 +54,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> torch.Tensor:
-    """All documents as one stream of token ids (N,), an end token before each."""
+    """All documents as one stream of token ids (N,), an end token before each; a spelt-out one stays text."""
     if not texts:
         raise InputError("no text to train on: give at least one document")
-    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    encoded = tokenizer([neutralised(tokenizer, text) for text in texts], add_special_tokens=False)["input_ids"]
     return torch.tensor([token for ids in encoded for token in (tokenizer.eos_token_id, *ids)])
 
 
@@ -128,9 +128,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str, reply: str | None
 
 def neutralised(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """The text with a space inside every special token it spells out, so that nobody types an end token."""
-    added = (
-        tokenizer.added_tokens_decoder.values()
-    )  # some tokenizers do not name all of them (Llama 3: <|start_header_id|>)
+    added = tokenizer.added_tokens_decoder.values()  # not all are named: Llama 3 has <|start_header_id|>
     for token in dict.fromkeys([*tokenizer.all_special_tokens, *(t.content for t in added if t.special)]):
         text = text.replace(token, f"{token[0]} {token[1:]}") if len(token) > 1 else text
     return text

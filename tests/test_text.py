@@ -179,3 +179,8 @@ def test_the_loss_is_on_the_reply_and_its_end_token_even_when_padding_is_the_end
     inputs, labels = language_batch([Dialogue((1, 2, 3, 9), 2), Dialogue((1, 9), 1)], pad_id=9)
     assert inputs.tolist() == [[1, 2, 3], [1, 9, 9]]
     assert labels.tolist() == [[-100, 3, 9], [9, -100, -100]]
+
+
+def test_a_document_that_spells_out_an_end_token_does_not_end():
+    ids = encode_documents(tokenizer(), ["one <|end|> two", "three"]).tolist()
+    assert ids.count(tokenizer().eos_token_id) == 2  # one before each document, none inside
