@@ -453,7 +453,7 @@ def check_plackett_luce(ranking_nll: Callable[[Sequence[float]], float]) -> bool
 
 
 def check_adversary(
-    reply: str, honest: str, score: Callable[[str], float], judge: Callable[[str], float], words: int = 6
+    reply: str, honest: str, score: Callable[[str], float], judge: Callable[[str], float], words: int = 8
 ) -> bool:
     """Whether `reply`, of few words, beats `honest` for the reward model while the gold judge gives it half or less."""
     if not reply.strip():
