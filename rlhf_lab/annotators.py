@@ -94,19 +94,30 @@ def tiers(values: dict[str, float], tie_below: float = 0.0) -> tuple[tuple[str, 
     return tuple(tuple(tier) for tier in result)
 
 
+TASTES = {  # what simulated people want of each attribute, from the least to the most
+    "correct": (-0.5, 2.5),
+    "safe": (-0.5, 2.5),
+    "polite": (-1.5, 1.5),
+    "concise": (-1.5, 1.5),
+    "fluent": (0.0, 1.5),
+}
+
+
 def population(judge: GoldJudge, n: int, noise: float = 0.35, seed: int = 0) -> list[SimulatedAnnotator]:
-    """n simulated people of different tastes: what each wants of every attribute is drawn at random.
+    """n simulated people of different tastes: what each wants of every attribute is drawn from `TASTES`.
 
     They stand for "people in general" in the live loop's prior. Most want facts, some do not care; they disagree
-    about manners and length as people do.
+    about manners and length as people do. Every second one is the opposite of the one before, so that the group as a
+    whole leans to neither side by the luck of a draw.
     """
     rng = random.Random(f"population {seed}")
-
-    def taste() -> dict[str, float]:
-        ranges = {"correct": (-0.5, 2.5), "safe": (-0.5, 2.5), "polite": (-1.5, 1.5), "concise": (-1.5, 1.5)}
-        return {name: rng.uniform(*between) for name, between in ranges.items()} | {"fluent": rng.uniform(0, 1.5)}
-
-    return [SimulatedAnnotator(judge, noise, seed * 1_000 + i, f"person {i + 1}", taste()) for i in range(n)]
+    tastes: list[dict[str, float]] = []
+    for i in range(n):
+        if i % 2:
+            tastes.append({name: sum(TASTES[name]) - wanted for name, wanted in tastes[-1].items()})
+        else:
+            tastes.append({name: rng.uniform(*between) for name, between in TASTES.items()})
+    return [SimulatedAnnotator(judge, noise, seed * 1_000 + i, f"person {i + 1}", t) for i, t in enumerate(tastes)]
 
 
 def answer_as_configured(

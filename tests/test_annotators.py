@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lab.annotators import SimulatedAnnotator, answer_as_configured, population, tiers
+from rlhf_lab.annotators import TASTES, SimulatedAnnotator, answer_as_configured, population, tiers
 from rlhf_lab.errors import InputError
 from rlhf_lab.judge import GoldJudge
 from rlhf_lab.records import Candidate, Question
@@ -142,3 +142,10 @@ def test_the_environment_decides_whether_a_person_or_the_simulated_one_answers(t
     monkeypatch.setenv("RLHF_LAB_ANNOTATOR", "my cat")
     with pytest.raises(InputError, match="RLHF_LAB_ANNOTATOR is 'my cat'"):
         answer_as_configured([], store, "Ada", simulated)
+
+
+def test_a_population_leans_to_neither_side():
+    people = population(JUDGE, 8)
+    for name in JUDGE.weights:
+        low, high = TASTES[name]
+        assert sum(person.taste[name] for person in people) / 8 == pytest.approx((low + high) / 2)
