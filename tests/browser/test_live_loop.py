@@ -25,6 +25,11 @@ os.environ["RLHF_LAB_PROFILE"] = "quick"
 os.environ["RLHF_LAB_RUNS"] = {runs!r}
 os.environ.pop("RLHF_LAB_ANNOTATOR", None)  # a person answers here"""
 
+MARGIN = """def margin(effect, scores):  # by how much the person's better replies are ahead of their worse ones
+    score = dict(zip((c.id for c in effect.question.candidates), scores))
+    tiers = list(enumerate(effect.order))
+    return sum(score[a] - score[b] for i, up in tiers for j, low in tiers if i < j for a in up for b in low)"""
+
 
 class Session:
     """Notebook 06 opened and run, and the person in front of it."""
@@ -171,11 +176,12 @@ def test_a_person_ranks_by_clicks_then_by_keys_and_everything_moves(session):
         lengths = [len(texts[reply]) for tier in ranking.order for reply in tier]
         assert ranking.status == "ranked" and lengths == sorted(lengths) and len(lengths) == len(texts)
 
-    pairs_agreed = "sum(pairs_agreed(e.effects[0], e.effects[0].{})[0] for e in updates)"
-    session.do("from rlhf_lab.records import RewardUpdate\nfrom widgets.studio import pairs_agreed")
+    session.do("from rlhf_lab.records import RewardUpdate")
+    session.do(MARGIN)
+    margins = "sum(margin(e.effects[0], e.effects[0].{}) for e in updates)"
     session.do("updates = [e for e in loop.history if isinstance(e, RewardUpdate)]")
     assert session.ask("len(updates)") == 10
-    before, after = (session.ask(pairs_agreed.format(when)) for when in ("before", "after"))
+    before, after = (session.ask(margins.format(when)) for when in ("before", "after"))
     assert after > before  # the reward model's scores moved towards the labels
     assert session.ask("all(e.effects[0].before != e.effects[0].after for e in updates)")
 
