@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from .runs import Run
 
 Prior = tuple[torch.Tensor, torch.Tensor]  # mean (d,) and covariance (d, d) of the reward head
+Learned = tuple[Question, Ranking, torch.Tensor]  # what the reward model has learned; features (k, d) of the replies
 
 MESSAGES: dict[LoopState, str] = {
     "idle": "Ready: rank replies, and press Start when PPO should follow them.",
@@ -130,7 +131,7 @@ class LiveLoop:
         self._idle = threading.Event()
         self._ending = False
         self._agreements: dict[str, float] = {}  # ranking id → agreement before it was learned
-        self._learned: dict[str, tuple[Question, Ranking, torch.Tensor]] = {}  # question id → what was learned last
+        self._learned: dict[str, Learned] = {}  # question id → what was learned last
         self._learn_so_far()
         self._thread = threading.Thread(target=self._work, name="rlhf-lab live loop", daemon=True)
         self._thread.start()
@@ -369,14 +370,19 @@ class LiveLoop:
                 self._learned[question.id] = (question, back, latest[2])
         self._say_update(ranking, None, shown, before, began)
 
-    def _shown(
-        self, question: Question, ranking: Ranking, features: torch.Tensor
-    ) -> list[tuple[Question, Ranking, torch.Tensor]]:
+    def _shown(self, question: Question, ranking: Ranking, features: torch.Tensor) -> list[Learned]:
         """This question and the last few before it: those whose change of scores is shown."""
         others = [entry for key, entry in self._learned.items() if key != question.id]
         return [(question, ranking, features), *reversed(others[max(0, len(others) - self.config.effects) :])]
 
-    def _say_update(self, ranking, agreement, shown, before, began) -> None:
+    def _say_update(
+        self,
+        ranking: Ranking,
+        agreement: float | None,
+        shown: Sequence[Learned],
+        before: Sequence[tuple[float, ...]],
+        began: float,
+    ) -> None:
         window = list(self._agreements.values())[-self.config.window :]
         effects = tuple(Effect(q, r.order, b, self._scores(f)) for (q, r, f), b in zip(shown, before, strict=True))
         self._say(
