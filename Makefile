@@ -44,6 +44,9 @@ define install
 @echo "Installing into $(VENV); the first time this takes some minutes."
 @$(PY) -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
 	--constraint constraints.txt --editable '$(1)'
+@mkdir -p $(VENV)/share/jupyter/lab/settings
+@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \
+	> $(VENV)/share/jupyter/lab/settings/overrides.json
 endef
 
 make_venv = found=; for python in $(PYTHON); do \
@@ -72,7 +75,8 @@ lab: $(VENV)/.lab ## open JupyterLab in notebooks/
 	@cd notebooks && OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 PATH="$(CURDIR)/$(VENV)/bin:$$PATH" exec "$(CURDIR)/$(PY)" -m jupyterlab \
 	$(if $(filter 0,$(shell id -u)),--allow-root) $(quiet_lab) $(LAB_ARGS)
 
-# Nothing leaves the machine: no news, no look for updates. The first notebook opens by itself.
+# Nothing leaves the machine: no news, no look for updates (nor a question about them: overrides.json, above).
+# The first notebook opens by itself.
 quiet_lab = --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
 	$(if $(wildcard notebooks/00_start_here.ipynb),--LabApp.default_url=/lab/tree/00_start_here.ipynb)
 
