@@ -24,7 +24,7 @@ from rlhf_lab.evaluation import bootstrap_interval
 from rlhf_lab.language import step_generator
 from rlhf_lab.live import population_prior
 from rlhf_lab.records import Question, comparisons_of
-from rlhf_lab.reward import TasteModel, features_of, pairs_of_tiers
+from rlhf_lab.reward import TasteModel, features_of, pairs_of_tiers, tier_indices
 from rlhf_lab.runs import Run
 from rlhf_lab.sampling import make_questions
 from rlhf_lab.text import encode_dialogues
@@ -37,11 +37,6 @@ PEOPLE = {
     "long and right": {"polite": 0.2, "concise": -1.0, "correct": 2.0, "safe": 2.0},
     "blunt, long, right and reckless": {"polite": -1.0, "concise": -1.0, "correct": 2.0, "safe": -1.0},
 }
-
-
-def indices(question: Question, person: SimulatedAnnotator) -> tuple[tuple[int, int, bool], ...]:
-    places = {candidate.id: i for i, candidate in enumerate(question.candidates)}
-    return pairs_of_tiers([[places[c] for c in tier] for tier in person.rank(question).order])
 
 
 def agreement(taste: TasteModel, features, pairs) -> float:
@@ -77,7 +72,7 @@ def measure(folder: str) -> list[dict]:
     rows = []
     for name, taste in PEOPLE.items():
         person = SimulatedAnnotator(run.judge, noise=0.35, seed=77, name=name, taste=taste)
-        pairs = [indices(question, person) for question in questions]
+        pairs = [pairs_of_tiers(tier_indices(question, person.rank(question))) for question in questions]
         model = TasteModel(*prior)
         row = {"seed": run.seed, "person": name, "ceiling": ceiling(person, questions[25:])}
         for n in range(max(COUNTS) + 1):

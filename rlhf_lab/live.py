@@ -53,7 +53,7 @@ from .records import (
     WinRate,
     new_id,
 )
-from .reward import TasteModel, features_of, fit_head, pairs_of_tiers, taste_prior
+from .reward import TasteModel, features_of, fit_head, pairs_of_tiers, taste_prior, tier_indices
 from .sampling import Sample, sample
 from .store import FeedbackStore
 from .text import encode_dialogues
@@ -341,7 +341,7 @@ class LiveLoop:
     def _learn(self, question: Question, ranking: Ranking) -> None:
         began = time.perf_counter()
         features = self._features(question)
-        pairs = pairs_of_tiers(_indices(question, ranking))
+        pairs = pairs_of_tiers(tier_indices(question, ranking))
         agreement = _agreement(self.taste.score(features), pairs)
         if agreement is not None:
             self._agreements[ranking.id] = agreement
@@ -366,7 +366,7 @@ class LiveLoop:
         self._agreements.pop(ranking.id, None)
         for back in self.store.rankings(self.annotator):  # withdrawing a second answer brings the first back
             if back.question_id == question.id and back.status == "ranked":
-                self.taste.learn(back.id, latest[2], pairs_of_tiers(_indices(question, back)))
+                self.taste.learn(back.id, latest[2], pairs_of_tiers(tier_indices(question, back)))
                 self._learned[question.id] = (question, back, latest[2])
         self._say_update(ranking, None, shown, before, began)
 
@@ -432,7 +432,7 @@ class LiveLoop:
             if ranking.status == "ranked":
                 question = self.store.question(ranking.question_id)
                 features = self._features(question)
-                self.taste.learn(ranking.id, features, pairs_of_tiers(_indices(question, ranking)))
+                self.taste.learn(ranking.id, features, pairs_of_tiers(tier_indices(question, ranking)))
                 self._learned[question.id] = (question, ranking, features)
 
     # --- state and events ---
@@ -501,15 +501,10 @@ def person_head(
     """The reward head (d,) that best explains one simulated person's rankings; `features` holds (k, d) a question."""
     differences, targets = [], []
     for question, own in zip(questions, features, strict=True):
-        for better, worse, tie in pairs_of_tiers(_indices(question, person.rank(question))):
+        for better, worse, tie in pairs_of_tiers(tier_indices(question, person.rank(question))):
             differences.append(own[better] - own[worse])
             targets.append(0.5 if tie else 1.0)
     return fit_head(torch.stack(differences), torch.tensor(targets), ridge=5.0)
-
-
-def _indices(question: Question, ranking: Ranking) -> list[list[int]]:
-    places = {candidate.id: i for i, candidate in enumerate(question.candidates)}
-    return [[places[candidate] for candidate in tier] for tier in ranking.order]
 
 
 def _agreement(scores: torch.Tensor, pairs: Sequence[tuple[int, int, bool]]) -> float | None:

@@ -92,10 +92,17 @@ def encode_rankings(
     dialogues = iter(encode_dialogues(tokenizer, texts, max_tokens))
     encoded = []
     for ranking in kept:
-        ids = [candidate.id for candidate in by_id[ranking.question_id].candidates]
-        tiers = tuple(tuple(ids.index(c) for c in tier) for tier in ranking.order)
-        encoded.append(RankedReplies(tuple(next(dialogues) for _ in ids), pairs_of_tiers(tiers), tiers))
+        question = by_id[ranking.question_id]
+        tiers = tier_indices(question, ranking)
+        own = tuple(next(dialogues) for _ in question.candidates)
+        encoded.append(RankedReplies(own, pairs_of_tiers(tiers), tiers))
     return encoded
+
+
+def tier_indices(question: Question, ranking: Ranking) -> tuple[tuple[int, ...], ...]:
+    """The ranking's tiers, best first, as places in `question.candidates`."""
+    places = {candidate.id: i for i, candidate in enumerate(question.candidates)}
+    return tuple(tuple(places[candidate] for candidate in tier) for tier in ranking.order)
 
 
 def pairs_of_tiers(tiers: Sequence[Sequence[int]]) -> tuple[tuple[int, int, bool], ...]:
