@@ -130,6 +130,7 @@ class LiveLoop:
         self._wake = threading.Event()
         self._idle = threading.Event()
         self._ending = False
+        self._written = len(self.store.questions())  # so far, in earlier loops too: each has its own random source
         self._agreements: dict[str, float] = {}  # ranking id → agreement before it was learned
         self._learned: dict[str, Learned] = {}  # question id → what was learned last
         self._learn_so_far()
@@ -317,8 +318,7 @@ class LiveLoop:
 
     def _write_question(self) -> None:
         """One question: a prompt, replies of the current policy and of the SFT model, all different."""
-        number = len(self.store.questions())
-        generator = step_generator(self.seed, number, salt=10)
+        generator = step_generator(self.seed, self._written, salt=10)
         prompt = draw_prompts(self._prompts, 1, generator)[0]
         hot = replace(self._sampling, temperature=self.config.question_temperature)
         k, from_sft = self.config.candidates, self.config.sft_candidates
@@ -335,6 +335,7 @@ class LiveLoop:
             raise InputError(f"the policy gives one and the same reply to {prompt!r}; raise question_temperature")
         question = Question(new_id(), prompt, tuple(Candidate(new_id(), text, model) for text, model in found.items()))
         self.store.add_question(question)
+        self._written += 1
         self._questions.put(question)
         self._say(QuestionsReady(self._questions.qsize(), self.ppo.steps_done))
 
