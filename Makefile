@@ -30,7 +30,7 @@ help: ## this list
 stale = $(shell test -x $(PY) && test "`cat $(1) 2>/dev/null`" = "`pwd -P`" || echo FORCE)
 
 $(VENV)/.lab: pyproject.toml constraints.txt $(call stale,$(VENV)/.lab)
-	$(call install,.)
+	$(call install,.[all])
 	@pwd -P > $@
 
 $(VENV)/.test: pyproject.toml constraints.txt $(call stale,$(VENV)/.test)

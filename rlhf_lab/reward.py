@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ from .config import RewardConfig
 from .errors import InputError
 from .language import make_optimizer, step_generator
 from .models import head_of, last_hidden, sequence_scores
-from .records import Comparison, Question, Ranking, RewardPoint
+from .records import Comparison, Question, Ranking, RewardPoint, pairs_of_order
 from .sampling import Sample
 from .text import Dialogue, encode_dialogues, pad_right
 
@@ -107,8 +106,7 @@ def tier_indices(question: Question, ranking: Ranking) -> tuple[tuple[int, ...],
 
 def pairs_of_tiers(tiers: Sequence[Sequence[int]]) -> tuple[tuple[int, int, bool], ...]:
     """All C(k, 2) pairs of a ranking: (better, worse, False), and (one, other, True) inside a tier."""
-    strict = [(a, b, False) for up, low in combinations(tiers, 2) for a, b in product(up, low)]
-    return (*strict, *((a, b, True) for tier in tiers for a, b in combinations(tier, 2)))
+    return tuple(pairs_of_order(tiers))
 
 
 def encode_comparisons(

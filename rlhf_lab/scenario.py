@@ -21,6 +21,7 @@ from typing import Any, Literal
 import yaml
 
 from .errors import InputError
+from .records import Demonstration
 
 Split = Literal["train", "held_out"]
 SPLITS = ("train", "held_out")
@@ -156,14 +157,6 @@ class Asked:
     attribute: str = ""
     answer: str | None = None
     hazard: str = ""
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """A prompt and a reply that a person wrote for it."""
-
-    prompt: str
-    reply: str
 
 
 @dataclass(frozen=True)

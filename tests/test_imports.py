@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # Imports run one way: a module imports from its own layer and from those before it.
 LAYERS = [
     {"errors", "records", "config"},
-    {"scenario", "text", "store", "formats", "agreement", "selection", "plots", "exercises"},
+    {"database"},
+    {"scenario", "text", "store", "plots", "exercises"},
+    {"assignments", "formats", "agreement", "quality", "selection"},
     {"judge"},
     {"annotators"},
     {"models", "sampling"},
@@ -21,7 +23,7 @@ LAYERS = [
     {"reward"},
     {"ppo", "direct", "group"},
     {"evaluation"},
-    {"live", "runs", "reward_from_pairs"},
+    {"live", "runs", "reward_from_pairs", "chat", "classroom"},
     {"cli"},
 ]
 # What trains a model sees comparisons and nothing of the truth behind them.

@@ -66,7 +66,8 @@ def test_no_decision_gives_no_pairs(status):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: Question("q", "P", (Candidate("a", "x"),)), "at least two"),
+        (lambda: Question("q", "P", ()), "at least one"),
+        (lambda: ranking((("a",),)).check(Question("q", "P", (Candidate("a", "x"),))), "at least two"),
         (lambda: Question("q", "P", (Candidate("a", "x"), Candidate("a", "y"))), "two replies with one id"),
         (lambda: ranking((("a",), ("a",))), "each reply once"),
         (lambda: ranking((("a",), ())), "no empty tier"),

@@ -34,7 +34,8 @@ def pins() -> dict[str, str]:
 
 def direct_requirements() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"].values()
-    return [Requirement(text) for text in [*PROJECT["dependencies"], *(text for extra in extras for text in extra)]]
+    found = [Requirement(text) for text in [*PROJECT["dependencies"], *(text for extra in extras for text in extra)]]
+    return [requirement for requirement in found if requirement.name != PROJECT["name"]]  # an extra made of extras
 
 
 # --- pins and environments ---
@@ -74,7 +75,7 @@ def test_indirect_dependencies_are_pinned():
 def test_the_conda_environment_is_this_project():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     python, pip, section = environment["dependencies"]
-    assert pip == "pip" and section == {"pip": ["-c constraints.txt", "-e ."]}
+    assert pip == "pip" and section == {"pip": ["-c constraints.txt", "-e .[all]"]}
     allowed, supported = SpecifierSet(python.removeprefix("python")), SpecifierSet(PROJECT["requires-python"])
     versions = {f"3.{minor}" for minor in range(30)}
     assert "3.11" in set(allowed.filter(versions)) <= set(supported.filter(versions))
@@ -148,7 +149,7 @@ def test_lab_installs_once_and_passes_arguments_on(clone):
     arguments = "--no-browser --port 8899 --ServerApp.token=x"
     assert clone.make("lab", f"LAB_ARGS={arguments}").returncode == 0
     notes = clone.take_notes()
-    assert "pip install" in notes and "--constraint constraints.txt --editable .\n" in notes
+    assert "pip install" in notes and "--constraint constraints.txt --editable .[all]\n" in notes
     assert f"{clone.path}/notebooks\n-m jupyterlab" in notes and f" {arguments}\n" in notes
     assert clone.make("lab").returncode == 0
     assert "pip install" not in clone.take_notes()

@@ -70,7 +70,7 @@ def test_a_database_in_memory_is_one_store_for_every_thread():
 
 
 def test_commits_are_synchronous_and_use_the_write_ahead_log(store):
-    with store._engine.connect() as connection:
+    with store.database._engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
 
@@ -150,7 +150,7 @@ def test_only_the_person_who_gave_an_answer_may_withdraw_it(store):
     store.append(given)
     with pytest.raises(InputError, match="'you' can withdraw only their own"):
         store.withdraw(given.id, "you")
-    with pytest.raises(InputError, match="no ranking 'nonsense'"):
+    with pytest.raises(InputError, match="no answer 'nonsense'"):
         store.withdraw("nonsense", "me")
     assert store.rankings() == [given]
 
@@ -226,8 +226,8 @@ def test_a_full_disk_refuses_the_answer_whole_and_keeps_the_earlier_ones(path, s
     store.append(kept)
     pages = sqlite3.connect(path).execute("PRAGMA page_count").fetchone()[0]
     with FeedbackStore(path) as full:
-        sa.event.listen(full._engine, "connect", lambda raw, _: raw.execute(f"PRAGMA max_page_count={pages}"))
-        full._engine.dispose()  # later connections have no page to spare
+        sa.event.listen(full.database._engine, "connect", lambda raw, _: raw.execute(f"PRAGMA max_page_count={pages}"))
+        full.database._engine.dispose()  # later connections have no page to spare
         large = replace(question(2), prompt="x" * 100_000)
         with pytest.raises(StoreError, match="disk is full; free some space, then try again"):
             full.add_question(large)

@@ -1,0 +1,249 @@
+"""Who answers what: the queue of a class, on the feedback store's database.
+
+A question in the queue is to be answered by `overlap` different people, so that their agreement can be measured.
+`next_question` hands one out: never the same to one person twice, never to more people at a time than its overlap,
+whatever the number of programs that ask at once (one writing transaction does it all). A person who asks again before
+answering gets the same question again, so a reloaded page loses nothing. A place that nobody used for `lease` seconds
+is free for others; if its person answers late, the label counts all the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from .database import ANNOTATORS, ASSIGNMENTS, EVENTS, QUEUE
+from .errors import InputError
+from .records import Question, Ranking, order_of, pairs_of_order, utc_now
+from .store import FeedbackStore
+
+Expected = Sequence[tuple[str, str]]  # (better, worse) candidate ids: what a check question's answer must hold
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """How far the queue is: places in all, places answered, places handed out and not answered yet."""
+
+    questions: int
+    places: int
+    answered: int
+    open: int
+
+
+class Assignments:
+    """The people and the queue of one class, kept in `store`'s database."""
+
+    def __init__(self, store: FeedbackStore, *, lease: float = 1800.0) -> None:
+        if not lease > 0:
+            raise InputError(f"lease of {lease!r} seconds: it must be greater than 0")
+        self.store, self.lease = store, lease
+
+    # --- people ---
+
+    def enrol(self, name: str) -> str:
+        """Add a person and return their key, 22 characters that open their queue and nobody else's.
+
+        The key is shown now and never again: the database keeps its hash. Enrolling a name again gives it a new key,
+        and the old one ends.
+        """
+        name = name.strip()
+        if not 0 < len(name) <= 100 or "\x00" in name:
+            raise InputError(f"name {name!r} of an annotator: it must have 1 to 100 characters")
+        key = secrets.token_urlsafe(16)
+        row = {"key_hash": _hash(key), "created": utc_now()}
+        with self.store.database.begin(write=True) as connection:
+            changed = connection.execute(sa.update(ANNOTATORS).where(ANNOTATORS.c.name == name).values(row))
+            if not changed.rowcount:
+                connection.execute(sa.insert(ANNOTATORS).values(row | {"name": name}))
+        return key
+
+    def who(self, key: str) -> str:
+        """The name of the person with this key; InputError when there is none."""
+        with self.store.database.begin() as connection:
+            name = connection.scalar(sa.select(ANNOTATORS.c.name).where(ANNOTATORS.c.key_hash == _hash(key)))
+        if name is None:
+            raise InputError("this link's key is not known; ask your teacher for your link again")
+        return name
+
+    def people(self) -> list[str]:
+        """Everybody enrolled, in the order of enrolment."""
+        with self.store.database.begin() as connection:
+            return list(connection.scalars(sa.select(ANNOTATORS.c.name).order_by(ANNOTATORS.c.created)))
+
+    # --- the queue ---
+
+    def enqueue(
+        self,
+        questions: Iterable[Question],
+        overlap: int = 1,
+        priority: float = 0.0,
+        expected: dict[str, Expected] | None = None,
+    ) -> int:
+        """Put questions into the queue, each for `overlap` people; returns how many were new there.
+
+        `expected` makes a question a check: {question id: [(better, worse), …]} says what an attentive person answers.
+        """
+        questions, expected = list(questions), expected or {}
+        if overlap < 1:
+            raise InputError(f"overlap {overlap}: each question needs at least one person")
+        for question in questions:
+            _check_expected(question, expected.get(question.id, ()))
+        self.store.add_questions(questions)
+        with self.store.database.begin(write=True) as connection:
+            known = set(connection.scalars(sa.select(QUEUE.c.question_id)))
+            number = connection.scalar(sa.select(sa.func.max(QUEUE.c.number))) or 0
+            fresh = list({q.id: q for q in questions if q.id not in known}.values())
+            rows = [
+                {
+                    "question_id": question.id,
+                    "number": number + place,
+                    "overlap": overlap,
+                    "taken": 0,
+                    "priority": priority,
+                    "expected": [list(pair) for pair in expected.get(question.id, ())] or None,
+                    "created": utc_now(),
+                }
+                for place, question in enumerate(fresh, start=1)
+            ]
+            if rows:
+                connection.execute(sa.insert(QUEUE), rows)
+        return len(rows)
+
+    def prioritise(self, priorities: dict[str, float]) -> None:
+        """Set the priority of questions in the queue; higher comes first (active learning decides so)."""
+        with self.store.database.begin(write=True) as connection:
+            for question_id, priority in priorities.items():
+                mine = QUEUE.c.question_id == question_id
+                if not connection.execute(sa.update(QUEUE).where(mine).values(priority=priority)).rowcount:
+                    raise InputError(f"question {question_id!r} is not in the queue")
+
+    def next_question(self, annotator: str) -> Question | None:
+        """The question that `annotator` is to answer now; None when the queue holds none for them.
+
+        The one that they have and did not answer yet, or else a new one: of the highest priority, those that others
+        have already taken first (so that overlaps fill up), then in order of arrival.
+        """
+        with self.store.database.begin() as connection:  # the common second look needs no writer's turn
+            held = self._held(connection, annotator)
+        if held is None:
+            with self.store.database.begin(write=True) as connection:
+                held = self._held(connection, annotator) or self._assign(connection, annotator)
+        return None if held is None else self.store.question(held)
+
+    def _held(self, connection: sa.Connection, annotator: str) -> str | None:
+        state = ASSIGNMENTS.c.state
+        running = (state == "open") & (ASSIGNMENTS.c.expires > time.time())
+        taken_back = (state == "done") & ~_answered()  # they answered and withdrew: theirs to answer again
+        mine = (ASSIGNMENTS.c.annotator == annotator) & ((running & ~_answered()) | taken_back)
+        query = sa.select(ASSIGNMENTS.c.question_id).where(mine)
+        return connection.scalar(query.order_by(ASSIGNMENTS.c.number).limit(1))
+
+    def _assign(self, connection: sa.Connection, annotator: str) -> str | None:
+        self._settle(connection)
+        mine = sa.select(ASSIGNMENTS.c.number).where(
+            ASSIGNMENTS.c.question_id == QUEUE.c.question_id, ASSIGNMENTS.c.annotator == annotator
+        )
+        told = sa.select(EVENTS.c.seq).where(
+            EVENTS.c.question_id == QUEUE.c.question_id, EVENTS.c.annotator == annotator
+        )
+        free = sa.select(QUEUE.c.question_id).where(QUEUE.c.taken < QUEUE.c.overlap, ~mine.exists(), ~told.exists())
+        order = (QUEUE.c.priority.desc(), QUEUE.c.taken.desc(), QUEUE.c.number)
+        chosen = connection.scalar(free.order_by(*order).limit(1))
+        if chosen is None:
+            chosen = self._again(connection, annotator)
+        else:
+            now = time.time()
+            row = {"question_id": chosen, "annotator": annotator, "state": "open"}
+            connection.execute(sa.insert(ASSIGNMENTS).values(row | {"assigned": now, "expires": now + self.lease}))
+        if chosen is not None:
+            taken = sa.update(QUEUE).where(QUEUE.c.question_id == chosen).values(taken=QUEUE.c.taken + 1)
+            connection.execute(taken)
+        return chosen
+
+    def _again(self, connection: sa.Connection, annotator: str) -> str | None:
+        """A question whose place this person let run out, if it is still free."""
+        query = (
+            sa.select(ASSIGNMENTS.c.number, ASSIGNMENTS.c.question_id)
+            .join(QUEUE, QUEUE.c.question_id == ASSIGNMENTS.c.question_id)
+            .where(ASSIGNMENTS.c.annotator == annotator, ASSIGNMENTS.c.state == "expired", ~_answered())
+            .where(QUEUE.c.taken < QUEUE.c.overlap)
+        )
+        row = connection.execute(query.order_by(QUEUE.c.priority.desc(), QUEUE.c.number).limit(1)).first()
+        if row is None:
+            return None
+        now = time.time()
+        renewed = {"state": "open", "assigned": now, "expires": now + self.lease}
+        connection.execute(sa.update(ASSIGNMENTS).where(ASSIGNMENTS.c.number == row.number).values(renewed))
+        return row.question_id
+
+    def _settle(self, connection: sa.Connection) -> None:
+        """Mark what was answered as done, and free the places that ran out."""
+        is_open = ASSIGNMENTS.c.state == "open"
+        connection.execute(sa.update(ASSIGNMENTS).where(is_open, _answered()).values(state="done"))
+        over = is_open & (ASSIGNMENTS.c.expires <= time.time())
+        late = connection.execute(sa.select(ASSIGNMENTS.c.number, ASSIGNMENTS.c.question_id).where(over)).all()
+        for number, question_id in late:
+            connection.execute(sa.update(ASSIGNMENTS).where(ASSIGNMENTS.c.number == number).values(state="expired"))
+            mine = QUEUE.c.question_id == question_id
+            connection.execute(sa.update(QUEUE).where(mine).values(taken=QUEUE.c.taken - 1))
+
+    # --- looking at it ---
+
+    def state(self) -> QueueState:
+        """How far the class is."""
+        with self.store.database.begin() as connection:
+            questions, places = connection.execute(
+                sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(QUEUE.c.overlap), 0)).select_from(QUEUE)
+            ).one()
+            rows = sa.select(sa.func.count()).select_from(ASSIGNMENTS)
+            answered = connection.scalar(rows.where(_answered()))
+            running = (ASSIGNMENTS.c.state == "open") & (ASSIGNMENTS.c.expires > time.time())
+            open_ = connection.scalar(rows.where(running, ~_answered()))
+        return QueueState(questions, int(places), answered, open_)
+
+    def assigned(self, annotator: str | None = None) -> list[tuple[str, str]]:
+        """(question id, annotator) of every place handed out and not run out, in order."""
+        query = sa.select(ASSIGNMENTS.c.question_id, ASSIGNMENTS.c.annotator).where(ASSIGNMENTS.c.state != "expired")
+        if annotator is not None:
+            query = query.where(ASSIGNMENTS.c.annotator == annotator)
+        with self.store.database.begin() as connection:
+            return [tuple(row) for row in connection.execute(query.order_by(ASSIGNMENTS.c.number))]
+
+    def checks(self) -> dict[str, list[tuple[str, str]]]:
+        """{question id: [(better, worse), …]} of the queue's check questions."""
+        query = sa.select(QUEUE.c.question_id, QUEUE.c.expected).order_by(QUEUE.c.number)
+        with self.store.database.begin() as connection:
+            rows = connection.execute(query).all()
+        return {row.question_id: [tuple(pair) for pair in row.expected] for row in rows if row.expected}
+
+
+def passed(expected: Expected, ranking: Ranking) -> bool:
+    """Whether a ranking puts every `better` of a check question above its `worse`."""
+    above = {(better, worse) for better, worse, tie in pairs_of_order(order_of(ranking)) if not tie}
+    return ranking.given and set(expected) <= above
+
+
+def _check_expected(question: Question, expected: Expected) -> None:
+    for pair in expected:
+        if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(question.texts):
+            raise InputError(
+                f"expected {pair} of check question {question.id!r}: two different replies of it are wanted"
+            )
+
+
+def _answered() -> sa.ColumnElement[bool]:
+    """Whether an assignment's person has answered its question; a withdrawal opens it again."""
+    withdrawal = EVENTS.alias("withdrawal")
+    taken_back = sa.select(withdrawal.c.seq).where(withdrawal.c.withdraws == EVENTS.c.id)
+    theirs = (EVENTS.c.question_id == ASSIGNMENTS.c.question_id) & (EVENTS.c.annotator == ASSIGNMENTS.c.annotator)
+    given = sa.select(EVENTS.c.seq).where(theirs, EVENTS.c.kind != "withdrawal", ~taken_back.exists())
+    return given.exists()
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
