@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from .errors import InputError
 
@@ -120,6 +122,14 @@ _REASONS = {
     "55P03": "is locked by another program (waited {timeout:g} s); close what is writing to it, then try again",
     "57P": "has been shut down or is starting up; try again when the server runs",
 }
+# The same for a connection that PostgreSQL's client could not make: then there is no code, only the server's words.
+_REFUSALS = {
+    r'database ".*" does not exist': _REASONS["3D000"],
+    r'role ".*" does not exist|authentication failed|no password supplied|no pg_hba\.conf entry': _REASONS["28"],
+    r"too many (clients|connections)|remaining connection slots": _REASONS["53300"],
+    r"(starting up|shutting down|in recovery mode|not yet accepting)": _REASONS["57P"],
+    r"No space left on device": _REASONS["53100"],
+}
 
 
 class Database:
@@ -140,7 +150,7 @@ class Database:
         with self.begin() as connection:
             version = self._version(connection)
         if version != SCHEMA:
-            self._migrate()
+            self._migrate(version)
 
     @property
     def name(self) -> str:
@@ -165,35 +175,49 @@ class Database:
                 yield connection
         except (SQLAlchemyError, json.JSONDecodeError) as error:
             raise StoreError(f"{self.name} {self._reason(error)}") from None
+        except UnicodeEncodeError as error:
+            raise InputError(f"{error.object!r} is not text that a database can keep: {error.reason}") from None
 
     def _version(self, connection: sa.Connection) -> str | None:
         """The schema's version; "0001" for a store made before versions were written down, None for an empty one."""
         inspector = sa.inspect(connection)
         present = set(inspector.get_table_names())
-        if _VERSION.name in present:
-            return connection.scalar(sa.select(_VERSION.c.version_num))
+        ours = present >= {EVENTS.name, QUESTIONS.name}
+        version = connection.scalar(sa.select(_VERSION.c.version_num)) if _VERSION.name in present else None
+        if version is not None and not ours:
+            raise StoreError(f"{self.name} holds another program's tables; choose another file or database")
+        if version is not None:
+            return version
         for table in (EVENTS, QUESTIONS):
             columns = {c["name"] for c in inspector.get_columns(table.name)} if table.name in present else set()
             if columns and not columns >= set(table.columns.keys()) - {"target"}:
                 raise StoreError(
                     f"{self.name} has a table {table.name!r} that is not a feedback store's; choose another file"
                 )
-        return "0001" if EVENTS.name in present else None
+        return "0001" if ours else None
 
-    def _migrate(self) -> None:
-        """Bring the schema to `SCHEMA`, in one transaction: another program sees the old one or the new one."""
+    def _migrate(self, version: str | None) -> None:
+        """Bring the schema from `version` to `SCHEMA` in one transaction: others see the old one or the new one."""
         from .migrations import known_versions, upgrade
 
-        with self.begin(write=True) as connection:
-            version = self._version(connection)
-            if version == SCHEMA:  # somebody was faster
-                return
-            if version is not None and version not in known_versions():
-                raise StoreError(
-                    f"{self.name} has schema version {version!r}, and this RLHF Lab knows versions up to {SCHEMA}; "
-                    "open it with a newer RLHF Lab"
-                )
-            upgrade(connection, version)
+        known = known_versions() | {None}
+        try:
+            with self.begin(write=version in known) as connection:
+                version = self._version(connection)  # somebody else may have been faster
+                if version not in known:
+                    raise StoreError(
+                        f"{self.name} has schema version {version!r}, and this RLHF Lab knows versions up to {SCHEMA}; "
+                        "open it with a newer RLHF Lab"
+                    )
+                if version != SCHEMA:
+                    upgrade(connection, version)
+        except StoreError as error:
+            if version is None or version not in known:
+                raise
+            raise StoreError(
+                f"{error}. An earlier RLHF Lab made it (schema {version}): open it once where it may be written, which "
+                f"brings it to schema {SCHEMA} and keeps everything in it"
+            ) from None
 
     def _reason(self, error: Exception) -> str:
         """What went wrong and what would be right, in words."""
@@ -205,8 +229,14 @@ class Database:
         for prefix, reason in _REASONS.items():
             if code.startswith(prefix):
                 return reason.format(timeout=self.timeout, detail=detail)
-        if not self.is_sqlite and isinstance(error, DBAPIError) and (error.connection_invalidated or not code):
+        if not self.is_sqlite and not code:
+            for words, reason in _REFUSALS.items():
+                if re.search(words, detail):
+                    return reason.format(timeout=self.timeout, detail=detail)
+        if not self.is_sqlite and isinstance(error, OperationalError | PoolTimeout):
             return f"cannot be reached: {detail}; check that the server runs, then try again"
+        if isinstance(error, DataError):
+            return f"cannot keep this: {detail}"
         return f"cannot be used: {detail}"
 
 
@@ -230,9 +260,7 @@ def _engine(url: sa.URL, timeout: float) -> sa.Engine:
         if url.database in (None, "", ":memory:"):  # such a database lives and dies with its connection: keep one
             options |= {"poolclass": sa.QueuePool, "pool_size": 1, "max_overflow": 0}
     else:
-        settings = f"-c synchronous_commit=on -c lock_timeout={int(timeout * 1000)}"
-        options["connect_args"] = {"connect_timeout": max(2, round(timeout)), "options": settings}
-        options |= {"pool_size": 2, "max_overflow": 3, "pool_pre_ping": True}  # a class has many programs
+        options |= _postgresql_options(url, timeout)
     try:
         engine = sa.create_engine(url, **options)
     except (SQLAlchemyError, ImportError) as error:
@@ -242,6 +270,21 @@ def _engine(url: sa.URL, timeout: float) -> sa.Engine:
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _postgresql_options(url: sa.URL, timeout: float) -> dict[str, Any]:
+    """Durable commits, UTF-8, and one connection kept for each program: a class has many programs.
+
+    A writer must see, once it has its turn, what the writers before it committed: that is READ COMMITTED, whatever
+    the server's default says. A connection that a restarted server has dropped is replaced before it is used
+    (`pool_pre_ping`), and one that went silent is given up after half a minute.
+    """
+    own = url.query.get("options", "")
+    settings = f"{own} -c synchronous_commit=on -c lock_timeout={max(1, int(timeout * 1000))}"
+    connect = {"connect_timeout": max(2, round(timeout)), "client_encoding": "utf8", "options": settings.strip()}
+    connect |= {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000}
+    pool = {"pool_size": 1, "max_overflow": 4, "pool_pre_ping": True}
+    return pool | {"connect_args": connect, "isolation_level": "READ COMMITTED"}
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

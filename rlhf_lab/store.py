@@ -13,8 +13,10 @@ power cut. Sending an answer again is always safe: its id says that it is the sa
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +41,7 @@ from .records import (
 
 __all__ = ["Event", "FeedbackStore", "StoreError"]
 _MANY = 500  # rows or names in one statement
+_KEEPS = re.compile("[^\\x00\\ud800-\\udfff]*")
 
 
 @dataclass(frozen=True)
@@ -87,19 +90,19 @@ class FeedbackStore:
             self._add_questions(connection, questions)
 
     def _add_questions(self, connection: sa.Connection, questions: list[Question]) -> None:
+        known = self._questions(connection, {_storable(question.id, "id of a question") for question in questions})
+        fresh: list[dict[str, Any]] = []
         for question in questions:
-            _storable(question.id, "id of a question")
-        known = self._questions(connection, {question.id for question in questions})
-        fresh: dict[str, Question] = {}
-        for question in questions:
-            earlier = known.get(question.id) or fresh.setdefault(question.id, question)
-            if earlier != question:
+            body = _plain(question.to_dict(), f"question {question.id!r}")
+            if question.id not in known:
+                known[question.id] = Question.from_dict(body)
+                fresh.append({"id": question.id, "body": body, "created": utc_now()})
+            elif known[question.id] != Question.from_dict(body):
                 raise InputError(
                     f"{self.name} already has another question under the id {question.id!r}; give this one its own id"
                 )
-        rows = [{"id": q.id, "body": q.to_dict(), "created": utc_now()} for q in fresh.values()]
-        if rows:
-            connection.execute(sa.insert(QUESTIONS), rows)
+        if fresh:
+            connection.execute(sa.insert(QUESTIONS), fresh)
 
     def question(self, question_id: str) -> Question:
         """The question with this id; InputError when there is none."""
@@ -144,31 +147,31 @@ class FeedbackStore:
     def append_all(self, answers: Iterable[Answer], questions: Iterable[Question] = ()) -> list[int]:
         """Commit many answers, with the questions that they need, or none of them: one transaction (an import)."""
         answers, questions = list(answers), list(questions)
-        for answer in answers:
-            _storable(answer.id, f"id of a {answer.kind}")
-            _storable(answer.annotator, "name of an annotator")
         with self._begin(write=True) as connection:
             self._add_questions(connection, questions)
             asked = self._questions(connection, {answer.question_id for answer in answers})
-            given = self._events(connection, {answer.id for answer in answers})
-            places = []
+            known = self._known(connection, {_storable(answer.id, f"id of a {answer.kind}") for answer in answers})
+            fresh: list[dict[str, Any]] = []
             for answer in answers:
-                places.append(self._append(connection, answer, asked, given))
-                given |= {} if answer.id in given else self._events(connection, {answer.id})
-            return places
+                row = self._row(answer, asked)
+                if answer.id not in known:
+                    known[answer.id] = row
+                    fresh.append(row)
+                elif not _same(known[answer.id], row):
+                    raise InputError(f"{self.name} already has a different answer under the id {answer.id!r}")
+            added = self._insert(connection, fresh)
+        return [added.get(answer.id) or known[answer.id]["seq"] for answer in answers]
 
-    def _append(
-        self, connection: sa.Connection, answer: Answer, asked: dict[str, Question], given: dict[str, sa.Row]
-    ) -> int:
+    def _row(self, answer: Answer, asked: dict[str, Question]) -> dict[str, Any]:
+        """The log's line for `answer`; InputError when it does not fit its question or cannot be kept."""
         if answer.question_id not in asked:
             raise InputError(f"{self.name} has no question {answer.question_id!r}; add_question it before its answers")
         answer.check(asked[answer.question_id])
-        known = given.get(answer.id)
-        if known is None:
-            return self._insert(connection, answer.id, answer.kind, answer, answer.to_dict(), target=answer.target)
-        if known.kind != answer.kind or not _same(answer_from_dict(known.kind, known.payload), answer):
-            raise InputError(f"{self.name} already has a different answer under the id {answer.id!r}")
-        return known.seq
+        _storable(answer.annotator, "name of an annotator")
+        if answer.target:
+            _storable(answer.target, "id of a reply")
+        payload = _plain(answer.to_dict(), f"{answer.kind} {answer.id!r}")
+        return _event(answer.id, answer.kind, answer, payload)
 
     def withdraw(self, answer_id: str, annotator: str) -> int:
         """Take back one of `annotator`'s own answers; returns the withdrawal's sequence number.
@@ -179,12 +182,13 @@ class FeedbackStore:
         with self._begin(write=True) as connection:
             given = self._own(connection, answer_id, annotator)
             known = connection.scalar(sa.select(EVENTS.c.seq).where(EVENTS.c.withdraws == answer_id))
-            return known or self._withdraw(connection, given)
+            return known or self._withdraw(connection, [given])[0]
 
     def withdraw_from(self, answer_id: str, annotator: str) -> list[Answer]:
         """Take back this answer and all that `annotator` gave after it, in one transaction; returns them, oldest first.
 
-        Afterwards what is in force is what was in force just before that answer. InputError as for `withdraw`.
+        What they had answered before it counts again as it did then, but for what they have withdrawn by itself.
+        InputError as for `withdraw`.
         """
         with self._begin(write=True) as connection:
             first = self._own(connection, answer_id, annotator)
@@ -192,8 +196,7 @@ class FeedbackStore:
                 EVENTS.c.annotator == annotator, EVENTS.c.kind.in_(ANSWERS), EVENTS.c.seq >= first.seq, _standing()
             )
             given = connection.execute(query.order_by(EVENTS.c.seq)).all()
-            for event in given:
-                self._withdraw(connection, event)
+            self._withdraw(connection, given)
         return [answer_from_dict(event.kind, event.payload) for event in given]
 
     def _own(self, connection: sa.Connection, answer_id: str, annotator: str) -> sa.Row:
@@ -207,24 +210,30 @@ class FeedbackStore:
             )
         return given
 
-    def _withdraw(self, connection: sa.Connection, given: sa.Row) -> int:
-        return self._insert(
-            connection, new_id(), "withdrawal", given, {given.kind: given.id}, withdraws=given.id, target=given.target
-        )
+    def _withdraw(self, connection: sa.Connection, given: Sequence[sa.Row]) -> list[int]:
+        rows = [_event(new_id(), "withdrawal", answer, {answer.kind: answer.id}, answer.id) for answer in given]
+        return list(self._insert(connection, rows).values())
 
     @staticmethod
-    def _insert(
-        connection: sa.Connection,
-        event_id: str,
-        kind: str,
-        about: Any,
-        payload: dict,
-        withdraws: str | None = None,
-        target: str = "",
-    ) -> int:
-        row = {"id": event_id, "kind": kind, "question_id": about.question_id, "annotator": about.annotator}
-        row |= {"withdraws": withdraws, "payload": payload, "created": utc_now(), "target": target}
-        return connection.execute(sa.insert(EVENTS).values(row)).inserted_primary_key[0]
+    def _insert(connection: sa.Connection, rows: list[dict[str, Any]]) -> dict[str, int]:
+        """Add these lines to the log in their order; their sequence numbers by id."""
+        if not rows:
+            return {}
+        connection.execute(sa.insert(EVENTS), rows)
+        numbers: dict[str, int] = {}
+        for part in _parts([row["id"] for row in rows]):
+            query = sa.select(EVENTS.c.id, EVENTS.c.seq).where(EVENTS.c.id.in_(part)).order_by(EVENTS.c.seq)
+            numbers |= {row.id: row.seq for row in connection.execute(query)}
+        return numbers
+
+    @staticmethod
+    def _known(connection: sa.Connection, ids: set[str]) -> dict[str, Mapping[str, Any]]:
+        """The log's lines with these ids, by id."""
+        known: dict[str, Mapping[str, Any]] = {}
+        for part in _parts(sorted(ids)):
+            rows = connection.execute(sa.select(EVENTS).where(EVENTS.c.id.in_(part))).mappings()
+            known |= {row["id"]: row for row in rows}
+        return known
 
     # --- reading it ---
 
@@ -251,9 +260,11 @@ class FeedbackStore:
 
     def latest(self, annotator: str) -> Answer | None:
         """The last answer of this person that is in force."""
-        query = _in_force([EVENTS.c.kind, EVENTS.c.payload, EVENTS.c.seq], annotator).order_by(None)
+        # Of all standing answers the last one is in force: nothing after it could replace it.
+        standing = (EVENTS.c.annotator == annotator, EVENTS.c.kind.in_(ANSWERS), _standing())
+        query = sa.select(EVENTS.c.kind, EVENTS.c.payload).where(*standing).order_by(EVENTS.c.seq.desc()).limit(1)
         with self._begin() as connection:
-            row = connection.execute(query.order_by(EVENTS.c.seq.desc()).limit(1)).first()
+            row = connection.execute(query).first()
         return answer_from_dict(row.kind, row.payload) if row else None
 
     def comparisons(self, annotator: str | None = None, since_seq: int = 0) -> list[Comparison]:
@@ -292,13 +303,6 @@ class FeedbackStore:
         query = sa.select(EVENTS).where(EVENTS.c.seq > since_seq).order_by(EVENTS.c.seq)
         with self._begin() as connection:
             return [Event(**row) for row in connection.execute(query).mappings()]
-
-    @staticmethod
-    def _events(connection: sa.Connection, ids: set[str]) -> dict[str, sa.Row]:
-        rows: list[sa.Row] = []
-        for part in _parts(sorted(ids)):
-            rows += connection.execute(sa.select(EVENTS).where(EVENTS.c.id.in_(part))).all()
-        return {row.id: row for row in rows}
 
     @property
     def last_seq(self) -> int:
@@ -354,18 +358,38 @@ class FeedbackStore:
         return self.database.begin(write)
 
 
-def _storable(text: str, what: str) -> None:
-    if not isinstance(text, str) or not text or "\x00" in text or len(text) > 200:
-        raise InputError(f"{what} is {text!r}; it must be text of 1 to 200 characters without NUL")
+def _storable(text: str, what: str) -> str:
+    """`text`, when every database can keep it as it is; NUL and halves of a character it cannot."""
+    if not isinstance(text, str) or not 0 < len(text) <= 200 or not _KEEPS.fullmatch(text):
+        raise InputError(f"{what} is {text!r}; it must be text of 1 to 200 characters without NUL or lone surrogates")
+    return text
+
+
+def _plain(data: dict[str, Any], what: str) -> dict[str, Any]:
+    """`data` as it will be read back: JSON has lists for tuples, text for numbers as keys, and no infinity."""
+    try:
+        return json.loads(json.dumps(data, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} is not plain JSON data: {error}") from None
+
+
+def _event(event_id: str, kind: str, about: Any, payload: dict, withdraws: str | None = None) -> dict[str, Any]:
+    """A line for the log on the question, annotator and target of the answer `about`."""
+    names = {"question_id": about.question_id, "annotator": about.annotator, "target": about.target}
+    own = {"id": event_id, "kind": kind, "payload": payload, "withdraws": withdraws, "created": utc_now()}
+    return names | own
 
 
 def _parts(items: list[str]) -> Iterable[list[str]]:
     return (items[at : at + _MANY] for at in range(0, len(items), _MANY))
 
 
-def _same(one: Answer, other: Answer) -> bool:
-    """Whether both are one answer: `created` is stamped anew when an answer is sent again."""
-    return type(one) is type(other) and replace(one, created=other.created) == other
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two lines hold one answer: `created` is stamped anew when an answer is sent again."""
+    if one["kind"] != other["kind"]:
+        return False
+    first, second = (answer_from_dict(row["kind"], row["payload"]) for row in (one, other))
+    return replace(first, created=second.created) == second
 
 
 def _standing(until_seq: int | None = None) -> sa.ColumnElement[bool]:
@@ -385,6 +409,9 @@ def _in_force(
     kinds: Collection[str] | None = None,
 ) -> sa.Select:
     """`columns` of the answers in force: the latest standing one of each person, kind, question and target."""
+    unknown = set(kinds or ()) - set(ANSWERS)
+    if isinstance(kinds, str) or unknown:
+        raise InputError(f"kinds {kinds!r}: a collection of {', '.join(ANSWERS)} is wanted")
     conditions = [EVENTS.c.kind.in_(ANSWERS if kinds is None else kinds), _standing(until_seq)]
     if until_seq is not None:
         conditions.append(EVENTS.c.seq <= until_seq)

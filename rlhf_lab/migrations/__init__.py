@@ -5,10 +5,14 @@ A new step: a file in versions/ beside the others, the tables in database.py cha
 
 from __future__ import annotations
 
+import threading
+
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+
+_ONE_AT_A_TIME = threading.Lock()  # Alembic keeps the migration that runs in a global variable
 
 
 def _config() -> Config:
@@ -26,6 +30,7 @@ def upgrade(connection: sa.Connection, present: str | None) -> None:
     """From version `present` (None: an empty database) to the newest, inside the connection's transaction."""
     config = _config()
     config.attributes["connection"] = connection
-    if present is not None:
-        command.stamp(config, present)  # a store of the first version does not say so itself
-    command.upgrade(config, "head")
+    with _ONE_AT_A_TIME:
+        if present is not None:
+            command.stamp(config, present)  # a store of the first version does not say so itself
+        command.upgrade(config, "head")
