@@ -22,7 +22,7 @@ import rlhf_lab
 from rlhf_lab.annotators import SimulatedAnnotator
 from rlhf_lab.evaluation import bootstrap_interval
 from rlhf_lab.language import step_generator
-from rlhf_lab.live import population_prior
+from rlhf_lab.personal import population_prior
 from rlhf_lab.records import Question, comparisons_of
 from rlhf_lab.reward import TasteModel, features_of, pairs_of_tiers, tier_indices
 from rlhf_lab.runs import Run

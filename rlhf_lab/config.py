@@ -179,14 +179,23 @@ class LiveConfig:
     win_rate_prompts: int = 48
     population: int = 16  # simulated people whose tastes make the prior
     prior_questions: int = 300  # that each of them ranks
+    correction_steps: int = 6  # SFT steps of the policy after a correction
+    correction_batch: int = 8  # corrections in each, the newest always among them
+    correction_learning_rate: float = 3e-4
+    snapshots: int = 200  # states of policy and critic kept on disk for going back; older ones are thinned out
+    chat_memory: int | None = 0  # earlier turns of a conversation that the model is given; None: all
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(batch_size=32, minibatches=2, anneal=False, kl_target=4.0, kl_horizon=500.0)
     )
 
     def __post_init__(self) -> None:
         _positive(self, "buffer", "window", "win_rate_every", "win_rate_prompts", "prior_questions")
+        _positive(self, "correction_batch", "correction_learning_rate")
         _check(
             self,
+            correction_steps=(self.correction_steps >= 0, "0 (corrections teach the reward model only) or more"),
+            snapshots=(self.snapshots >= 4, "at least 4"),
+            chat_memory=(self.chat_memory is None or self.chat_memory >= 0, "None (all turns) or 0 or more"),
             candidates=(self.candidates >= 2, "at least 2"),
             sft_candidates=(0 <= self.sft_candidates <= self.candidates, "from 0 to candidates"),
             question_temperature=(self.question_temperature > 0, "greater than 0"),

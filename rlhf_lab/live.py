@@ -1,8 +1,8 @@
-"""LiveLoop: a person's rankings in, reward updates and PPO steps in the background, events out.
+"""LiveLoop: a person's feedback in, reward updates and PPO steps in the background, events out.
 
 A plain object that a widget, a script or a test can drive. One worker thread does all that takes time: it learns from
-each ranking the moment it comes (even in the middle of a PPO step), writes new questions with the current policy, and
-runs PPO steps while the loop is running. Everything else returns at once, on any thread.
+each answer the moment it comes (even in the middle of a PPO step), writes new questions with the current policy, and
+runs PPO steps while the loop is running. Everything else returns at once, on any thread (`reply` aside, which waits).
 
     loop = LiveLoop.from_run(run, store="feedback.db", annotator="ada")
     unsubscribe = loop.subscribe(print)
@@ -10,8 +10,16 @@ runs PPO steps while the loop is running. Everything else returns at once, on an
     question = loop.next_question()      # None until the policy has written one
     loop.submit(ranking)                 # stored durably when it returns
 
+What each form of feedback does:
+
+- a **ranking** (of two or more) and a **rating** (by mean mark) train the reward model on their pairs; a grade asks
+  for a margin between the two scores (Llama 2, arXiv:2307.09288);
+- a **vote** says that a reply is better (or worse) than the SFT model's average reply;
+- a **correction** puts the corrected text above the original, and the policy learns the text in a few SFT steps.
+
 A label travels store → reward model → PPO's score. The store is the truth: a loop opened on it again starts with every
-ranking that this annotator has given.
+answer that this annotator has given. Any label can be taken back (`undo`, `withdraw`), changed (by answering again), or
+used as the point to go back to (`rollback`); each is a new event in the store, and nothing is deleted.
 """
 
 from __future__ import annotations
@@ -21,48 +29,49 @@ import os
 import queue
 import random
 import threading
-import time
 import traceback
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .annotators import SimulatedAnnotator, population
-from .config import LiveConfig, SamplingConfig
+from .chat import Turn, conversation_prompt, write_replies
+from .config import LanguageConfig, LiveConfig, SamplingConfig
 from .errors import InputError
 from .evaluation import win_rate
-from .language import step_generator
-from .models import Critic, frozen_copy
+from .language import language_loss, step_generator, train_sft
+from .models import Critic, fingerprint, frozen_copy
+from .personal import Key, PersonalReward, Prior, key_of, population_prior
 from .ppo import PPO, draw_prompts
 from .records import (
+    Answer,
     Candidate,
-    Effect,
+    Correction,
     LiveEvent,
     LoopError,
     LoopState,
     Question,
     QuestionsReady,
-    Ranking,
-    RewardUpdate,
+    RolledBack,
     StateChanged,
+    Taught,
     WinRate,
     new_id,
 )
-from .reward import TasteModel, features_of, fit_head, pairs_of_tiers, taste_prior, tier_indices
-from .sampling import Sample, sample
+from .reward import TasteModel, features_of
+from .sampling import made_with_of, sample
+from .snapshots import Snapshot, Snapshots
 from .store import FeedbackStore
-from .text import encode_dialogues
+from .text import encode_dialogues, language_batch
 
 if TYPE_CHECKING:
     from .runs import Run
-
-Prior = tuple[torch.Tensor, torch.Tensor]  # mean (d,) and covariance (d, d) of the reward head
-Learned = tuple[Question, Ranking, torch.Tensor]  # what the reward model has learned; features (k, d) of the replies
 
 MESSAGES: dict[LoopState, str] = {
     "idle": "Ready: rank replies, and press Start when PPO should follow them.",
@@ -73,13 +82,43 @@ MESSAGES: dict[LoopState, str] = {
 }
 
 
+# What the screen hands to the worker.
+
+
+@dataclass(frozen=True)
+class _Learn:
+    question: Question
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class _Forget:
+    question: Question
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class _RollBack:
+    answer_id: str
+    withdrawn: int
+
+
+@dataclass(frozen=True)
+class _Reply:
+    prompt: str
+    k: int
+    checkpoint: str
+    question: Future[Question]
+
+
 class LiveLoop:
     """The loop that a person is in. See the module's docstring; make one with `from_run` or from its parts.
 
     `prior` is the Gaussian belief about a new person's reward head (`population_prior`); its mean scores until the
-    first ranking. Making a loop stops the one made before it in this process: only one worker trains at a time.
+    first answer. Making a loop stops the one made before it in this process: only one worker trains at a time.
     """
 
+    checkpoints = ("policy", "sft")  # whom `reply` can answer as
     _latest: weakref.ref[LiveLoop] | None = None
 
     def __init__(
@@ -104,36 +143,43 @@ class LiveLoop:
         self.config = config or LiveConfig()
         self.store = store if isinstance(store, FeedbackStore) else FeedbackStore(store)
         self.annotator, self.seed, self.tokenizer = annotator, seed, tokenizer
-        self.reward_model = frozen_copy(reward_model)
         self.reference = frozen_copy(policy)
         self.policy = copy.deepcopy(policy)
-        self.taste = TasteModel(*prior)
         self._prompts, self._aside = _split(prompts, self.config.win_rate_prompts, seed)
         self._sampling = sampling or self.config.ppo.sampling
+        self._hot = replace(self._sampling, temperature=self.config.question_temperature)
+        self._started_from = fingerprint(self.reference)
+        self.reward = PersonalReward(
+            frozen_copy(reward_model), tokenizer, prior, self._anchor(reward_model), self.config
+        )
         self.ppo = PPO(
             self.policy,
             self.reference,
             Critic(reward_model),
-            self._score,
+            self.reward.score,
             tokenizer,
             replace(self.config.ppo, sampling=self._sampling),
             seed,
         )
-        self.ppo.pulse = self._attend
+        self.ppo.pulse = lambda: self._attend(between_steps=False)
         self.history: list[LiveEvent] = []
-        self._lock = threading.RLock()  # guards state, history, callbacks and the steps wanted
+        self._lock = threading.RLock()  # guards state, history, callbacks, labels and the steps wanted
         self._callbacks: list[Callable[[LiveEvent], None]] = []
         self._state: LoopState = "idle"
         self._steps_wanted = 0
-        self._inbox: queue.SimpleQueue[tuple[str, Question, Ranking]] = queue.SimpleQueue()
+        self._inbox: deque[_Learn | _Forget | _RollBack | _Reply] = deque()
         self._questions: queue.SimpleQueue[Question] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._idle = threading.Event()
         self._ending = False
         self._written = len(self.store.questions())  # so far, in earlier loops too: each has its own random source
-        self._agreements: dict[str, float] = {}  # ranking id → agreement before it was learned
-        self._learned: dict[str, Learned] = {}  # question id → what was learned last
-        self._learn_so_far()
+        self._given: dict[Key, Answer] = {}  # this person's answers in force
+        self._to_teach: list[Correction] = []
+        self._snapshots = Snapshots({"policy": self.policy, "critic": self.ppo.critic}, self.config.snapshots)
+        self._now = self._start = self._snapshots.take(0, self.ppo.beta)
+        self._changed = False  # policy or critic, since that snapshot
+        self._before: dict[str, Snapshot] = {}  # answer id → the weights just before it
+        self.reward.relearn(self._reread())
         self._thread = threading.Thread(target=self._work, name="rlhf-lab live loop", daemon=True)
         self._thread.start()
         LiveLoop._latest = weakref.ref(self)
@@ -160,7 +206,7 @@ class LiveLoop:
             sft, reward, tokenizer, run.train_prompts, store, prior, annotator, config, run.profile.sampling, seed
         )
 
-    # --- what the screen calls: returns at once, any thread ---
+    # --- what the screen calls: returns at once (`reply` aside), any thread ---
 
     @property
     def state(self) -> LoopState:
@@ -169,15 +215,26 @@ class LiveLoop:
 
     @property
     def labels(self) -> int:
-        """How many rankings of this annotator are in force; skipped and undecided questions do not count."""
-        return sum(ranking.status == "ranked" for ranking in self.store.rankings(self.annotator))
+        """How many answers of this annotator are in force; skipped and undecided questions do not count."""
+        with self._lock:
+            return sum(answer.given for answer in self._given.values())
+
+    @property
+    def taste(self) -> TasteModel:
+        """The reward head that has learned this person's answers."""
+        return self.reward.taste
+
+    @property
+    def reward_model(self) -> PreTrainedModel:
+        """The reward model whose features the head reads; it does not change."""
+        return self.reward.reward_model
 
     def start(self) -> None:
         """PPO runs until `pause` or `stop`."""
         self._change("running")
 
     def pause(self) -> None:
-        """PPO ends after the step it is in; rankings are still learned."""
+        """PPO ends after the step it is in; answers are still learned."""
         self._change("paused")
 
     def step(self, n: int = 1) -> None:
@@ -212,7 +269,7 @@ class LiveLoop:
         return self._idle.wait(timeout)
 
     def next_question(self) -> Question | None:
-        """A question that waits to be ranked; None when none is written yet (QuestionsReady follows)."""
+        """A question that waits to be answered; None when none is written yet (QuestionsReady follows)."""
         try:
             question = self._questions.get_nowait()
         except queue.Empty:
@@ -220,40 +277,80 @@ class LiveLoop:
         self._stir()
         return question
 
+    def ask(self, question: Question) -> Question:
+        """Keeps a question of yours in the store, so that it can be answered; returns it."""
+        self.store.add_question(question)
+        return question
+
     def ask_again(self) -> Question | None:
         """A question that this person ranked before, the one longest ago, to be ranked once more: are they consistent?
 
         Without an earlier one, a fresh question. The second answer replaces the first.
         """
-        ranked = [r for r in self.store.rankings(self.annotator) if r.status == "ranked"]
+        with self._lock:
+            ranked = [answer for answer in self._given.values() if answer.kind == "ranking" and answer.given]
         return self.store.question(ranked[0].question_id) if ranked else self.next_question()
 
-    def submit(self, ranking: Ranking) -> int:
-        """Stores a ranking durably, then hands it to the worker. Returns its place in the store.
+    def reply(self, turns: Sequence[Turn], k: int = 1, checkpoint: str = "policy") -> Question:
+        """What "policy" or "sft" answers to a conversation: a question with up to k different replies, in the store.
+
+        Waits until the worker has written it, a second or so: call it on a thread of your own.
+        """
+        if checkpoint not in self.checkpoints:
+            raise InputError(f"checkpoint {checkpoint!r}: there are {', '.join(self.checkpoints)}")
+        request = _Reply(conversation_prompt(turns, self.config.chat_memory), k, checkpoint, Future())
+        self._hand_over(request)
+        return request.question.result()
+
+    def submit(self, answer: Answer) -> int:
+        """Stores an answer durably, then hands it to the worker. Returns its place in the store.
 
         Raises InputError, and learns nothing, when it cannot be stored.
         """
-        if ranking.annotator != self.annotator:
-            raise InputError(f"ranking {ranking.id!r} is {ranking.annotator!r}'s; this loop is {self.annotator!r}'s")
-        question = self.store.question(ranking.question_id)
-        place = self.store.append(ranking)
-        if ranking.status == "ranked" and not self._ending:
-            self._inbox.put(("learn", question, ranking))
-            self._stir()
+        if answer.annotator != self.annotator:
+            raise InputError(
+                f"{answer.kind} {answer.id!r} is {answer.annotator!r}'s; this loop is {self.annotator!r}'s"
+            )
+        question = self.store.question(answer.question_id)
+        place = self.store.append(answer)
+        with self._lock:
+            self._given.pop(key_of(answer), None)  # the newest stands last
+            self._given[key_of(answer)] = answer
+        if answer.given and not self._ending:
+            self._hand_over(_Learn(question, answer))
         return place
 
     def undo(self) -> Question | None:
         """Withdraws this person's latest answer (as a new event) and returns its question; None when there is none."""
-        rankings = self.store.rankings(self.annotator)
-        if not rankings:
-            return None
-        ranking = rankings[-1]
-        question = self.store.question(ranking.question_id)
-        self.store.withdraw(ranking.id, self.annotator)
-        if ranking.status == "ranked" and not self._ending:
-            self._inbox.put(("forget", question, ranking))
-            self._stir()
+        latest = self.store.latest(self.annotator)
+        return None if latest is None else self.withdraw(latest.id)
+
+    def withdraw(self, answer_id: str) -> Question:
+        """Withdraws any answer of this person, however old, as a new event; returns its question.
+
+        The reward model unlearns it at once. The policy keeps what it has learned meanwhile: `rollback` undoes that.
+        """
+        self.store.withdraw(answer_id, self.annotator)
+        with self._lock:
+            answer = next((given for given in self._given.values() if given.id == answer_id), None)
+        self._reread()
+        if answer is None:  # it had been replaced: nothing that counts has changed
+            event = next(event for event in self.store.events() if event.id == answer_id)
+            return self.store.question(event.question_id)
+        question = self.store.question(answer.question_id)
+        if answer.given and not self._ending:
+            self._hand_over(_Forget(question, answer))
         return question
+
+    def rollback(self, answer_id: str) -> int:
+        """Goes back to just before an answer: withdraws it and all later ones of this person (as new events), and has
+        the worker put policy, critic and reward model back. Returns how many answers were withdrawn.
+        """
+        withdrawn = self.store.withdraw_from(answer_id, self.annotator)
+        self._reread()
+        if not self._ending:
+            self._hand_over(_RollBack(answer_id, len(withdrawn)))
+        return len(withdrawn)
 
     def subscribe(self, callback: Callable[[LiveEvent], None]) -> Callable[[], None]:
         """Calls `callback(event)` on the worker's thread for every event from now on; returns what ends that."""
@@ -282,6 +379,8 @@ class LiveLoop:
                 if not self._wake.is_set():
                     self._idle.set()
                 self._wake.wait()
+        self._turn_away()
+        self._snapshots.close()
         self._idle.set()
 
     def _turn(self) -> bool:
@@ -295,22 +394,29 @@ class LiveLoop:
             self._steps_wanted -= single
         if single or self._state == "running":
             self._ppo_step()
-            if self._state == "running" and self._inbox.empty() and not self._steps_wanted:
+            if self._state == "running" and not self._inbox and not self._steps_wanted:
                 self._idle.set()
             return True
-        return not self._inbox.empty()
+        return bool(self._inbox)
 
-    def _attend(self) -> None:
-        """Learns whatever rankings have come in."""
-        while not self._inbox.empty():
-            kind, question, ranking = self._inbox.get()
-            if kind == "learn":
-                self._learn(question, ranking)
-            else:
-                self._forget(question, ranking)
+    def _attend(self, between_steps: bool = True) -> None:
+        """Does what has come in. Inside a PPO step the policy must stay PPO's: going back and teaching wait."""
+        while self._inbox and (between_steps or not isinstance(self._inbox[0], _RollBack)):
+            match self._inbox.popleft():
+                case _Learn(question, answer):
+                    self._learn(question, answer)
+                case _Forget(_, answer):
+                    self._forget(answer)
+                case _Reply() as request:
+                    self._write_reply(request)
+                case _RollBack(answer_id, withdrawn):
+                    self._roll_back(answer_id, withdrawn)
+        if between_steps and self._to_teach:
+            self._teach()
 
     def _ppo_step(self) -> None:
         prompts = draw_prompts(self._prompts, self.config.ppo.batch_size, self.ppo.generator(salt=5))
+        self._changed = True
         stats = self.ppo.step(prompts)
         self._say(stats)
         if stats.step % self.config.win_rate_every == 0:
@@ -320,123 +426,131 @@ class LiveLoop:
         """One question: a prompt, replies of the current policy and of the SFT model, all different."""
         generator = step_generator(self.seed, self._written, salt=10)
         prompt = draw_prompts(self._prompts, 1, generator)[0]
-        hot = replace(self._sampling, temperature=self.config.question_temperature)
         k, from_sft = self.config.candidates, self.config.sft_candidates
-        wanted = {"sft": from_sft, f"policy-step{self.ppo.steps_done}": k - from_sft}
+        policy = f"policy-step{self.ppo.steps_done}"
+        wanted = {"sft": from_sft, policy: k - from_sft}
         found: dict[str, str] = {}  # text → model
         for round_ in range(3):
             for name, count in wanted.items():
                 missing = count - sum(model == name for model in found.values()) if round_ < 2 else k - len(found)
                 writer = self.reference if name == "sft" else self.policy
-                for drawn in sample(writer, self.tokenizer, [prompt] * max(0, missing), hot, generator):
+                for drawn in sample(writer, self.tokenizer, [prompt] * max(0, missing), self._hot, generator):
                     if drawn.text and len(found) < k:
                         found.setdefault(drawn.text, name)
         if len(found) < 2:
             raise InputError(f"the policy gives one and the same reply to {prompt!r}; raise question_temperature")
-        question = Question(new_id(), prompt, tuple(Candidate(new_id(), text, model) for text, model in found.items()))
+        made_with = {"sft": made_with_of(self.reference, self._hot), policy: made_with_of(self.policy, self._hot)}
+        candidates = tuple(Candidate(new_id(), text, model, made_with[model]) for text, model in found.items())
+        question = Question(new_id(), prompt, candidates)
         self.store.add_question(question)
         self._written += 1
         self._questions.put(question)
         self._say(QuestionsReady(self._questions.qsize(), self.ppo.steps_done))
 
-    def _learn(self, question: Question, ranking: Ranking) -> None:
-        began = time.perf_counter()
-        features = self._features(question)
-        pairs = pairs_of_tiers(tier_indices(question, ranking))
-        agreement = _agreement(self.taste.score(features), pairs)
-        if agreement is not None:
-            self._agreements[ranking.id] = agreement
-        shown = self._shown(question, ranking, features)
-        before = [self._scores(f) for _, _, f in shown]
-        earlier = self._learned.pop(question.id, None)
-        if earlier is not None:
-            self.taste.forget(earlier[1].id)
-        self.taste.learn(ranking.id, features, pairs)
-        self._learned[question.id] = (question, ranking, features)
-        self._say_update(ranking, agreement, shown, before, began)
+    def _write_reply(self, request: _Reply) -> None:
+        """A conversation's next turn. What fails is told to who asked, not to the loop."""
+        writer = self.policy if request.checkpoint == "policy" else self.reference
+        name = f"policy-step{self.ppo.steps_done}" if request.checkpoint == "policy" else "sft"
+        generator = step_generator(self.seed, self._written, salt=13)
+        self._written += 1
+        try:
+            question = write_replies(writer, self.tokenizer, request.prompt, request.k, self._hot, generator, name)
+            request.question.set_result(self.ask(question))
+        except Exception as error:
+            request.question.set_exception(error)
 
-    def _forget(self, question: Question, ranking: Ranking) -> None:
-        began = time.perf_counter()
-        latest = self._learned.get(question.id)
-        if latest is None or latest[1].id != ranking.id:
-            return
-        shown = self._shown(*latest)
-        before = [self._scores(f) for _, _, f in shown]
-        self._learned.pop(question.id)
-        self.taste.forget(ranking.id)
-        self._agreements.pop(ranking.id, None)
-        for back in self.store.rankings(self.annotator):  # withdrawing a second answer brings the first back
-            if back.question_id == question.id and back.status == "ranked":
-                self.taste.learn(back.id, latest[2], pairs_of_tiers(tier_indices(question, back)))
-                self._learned[question.id] = (question, back, latest[2])
-        self._say_update(ranking, None, shown, before, began)
+    def _learn(self, question: Question, answer: Answer) -> None:
+        if self._changed:
+            self._now, self._changed = self._snapshots.take(self.ppo.steps_done, self.ppo.beta), False
+        self._before[answer.id] = self._now
+        self._say(replace(self.reward.learn(question, answer), labels=self.labels))
+        if isinstance(answer, Correction) and self.config.correction_steps:
+            self._to_teach.append(answer)
 
-    def _shown(self, question: Question, ranking: Ranking, features: torch.Tensor) -> list[Learned]:
-        """This question and the last few before it: those whose change of scores is shown."""
-        others = [entry for key, entry in self._learned.items() if key != question.id]
-        return [(question, ranking, features), *reversed(others[max(0, len(others) - self.config.effects) :])]
+    def _forget(self, answer: Answer) -> None:
+        with self._lock:  # withdrawing a second answer brings the first back
+            back = self._given.get(key_of(answer))
+        known = (self.store.question(back.question_id), back) if back is not None and back.given else None
+        update = self.reward.forget(answer, known)
+        if update is not None:
+            self._say(replace(update, labels=self.labels))
 
-    def _say_update(
-        self,
-        ranking: Ranking,
-        agreement: float | None,
-        shown: Sequence[Learned],
-        before: Sequence[tuple[float, ...]],
-        began: float,
-    ) -> None:
-        window = list(self._agreements.values())[-self.config.window :]
-        effects = tuple(Effect(q, r.order, b, self._scores(f)) for (q, r, f), b in zip(shown, before, strict=True))
-        self._say(
-            RewardUpdate(
-                self.labels,
-                ranking.id,
-                agreement,
-                sum(window) / len(window) if window else None,
-                self.config.window,
-                effects,
-                time.perf_counter() - began,
-            )
+    def _teach(self) -> None:
+        """SFT steps of the policy on the latest corrections, the newest always among them (detail: no KL here; PPO's
+        penalty pulls the policy back to the reference afterwards, and the raised reward holds it)."""
+        self._to_teach, newest = [], self._to_teach[-1]
+        with self._lock:
+            given = [a for a in self._given.values() if isinstance(a, Correction) and a.given]
+        latest = [a for a in given if a.id != newest.id][-(self.config.correction_batch - 1) :] + [newest]
+        asked = {question.id: question for question in self.store.questions({a.question_id for a in latest})}
+        texts = [(asked[a.question_id].prompt, a.text) for a in latest]
+        dialogues = encode_dialogues(self.tokenizer, texts, self.policy.config.max_position_embeddings)
+        device = next(self.policy.parameters()).device
+        probe = [part.to(device) for part in language_batch(dialogues[-1:], self.policy.config.pad_token_id)]
+        before = self._loss(probe)
+        steps = LanguageConfig(
+            steps=self.config.correction_steps,
+            batch_size=len(dialogues),
+            learning_rate=self.config.correction_learning_rate,
+            warmup=0.0,
+            weight_decay=0.0,
         )
+        self._changed = True
+        for _ in train_sft(self.policy, dialogues, self.policy.config.pad_token_id, steps, self.seed):
+            pass
+        self._say(Taught(self.ppo.steps_done, len(dialogues), before, self._loss(probe)))
 
-    # --- scores: the person's reward, on a scale where the SFT model's replies have mean 0 and standard deviation 1 ---
+    @torch.no_grad()
+    def _loss(self, batch: Sequence[torch.Tensor]) -> float:
+        return language_loss(self.policy, *batch).item()
 
-    def _score(self, samples: Sequence[Sample]) -> torch.Tensor:
-        return self._scaled(features_of(self.reward_model, [s.dialogue for s in samples]))
-
-    def _scores(self, features: torch.Tensor) -> tuple[float, ...]:
-        return tuple(self._scaled(features).tolist())
-
-    def _scaled(self, features: torch.Tensor) -> torch.Tensor:
-        anchor = self.taste.score(self._anchor)
-        return (self.taste.score(features) - anchor.mean()) / (anchor.std() + 1e-6)
-
-    def _features(self, question: Question) -> torch.Tensor:
-        pairs = [(question.prompt, candidate.text) for candidate in question.candidates]
-        room = self.reward_model.config.max_position_embeddings
-        return features_of(self.reward_model, encode_dialogues(self.tokenizer, pairs, room))
+    def _roll_back(self, answer_id: str, withdrawn: int) -> None:
+        used = self._snapshots.restore(self._before.get(answer_id, self._start))
+        self.ppo.beta = used.beta
+        self.ppo.optimizer.state.clear()  # its moments belong to the steps that were undone
+        self._now, self._changed, self._to_teach = used, False, []
+        self.reward.relearn(self._reread())
+        while not self._questions.empty():  # written by the policy that is no more
+            self._questions.get_nowait()
+        self._say(RolledBack(self.ppo.steps_done, used.step, answer_id, withdrawn, self.labels))
 
     def _win_rate(self, step: int) -> WinRate:
         """The policy against the SFT model on prompts kept aside, in the eyes of the live reward model."""
         generator = step_generator(self.seed, step, salt=11)
         written = sample(self.policy, self.tokenizer, self._aside, self._sampling, generator)
-        ours = self._score(written).tolist()
-        theirs = self._scaled(self._anchor[: len(self._aside)]).tolist()
-        return WinRate(step, win_rate(ours, theirs))
+        theirs = self.reward.scores(self.reward.anchor[: len(self._aside)])
+        return WinRate(step, win_rate(self.reward.score(written).tolist(), list(theirs)))
 
-    def _learn_so_far(self) -> None:
-        """The SFT model's replies that anchor the scale, and every ranking that is already in the store."""
+    def _anchor(self, reward_model: PreTrainedModel) -> torch.Tensor:
+        """Features of the SFT model's replies, which anchor the scale of scores; first those on the prompts aside."""
         generator = step_generator(self.seed, 0, salt=12)
         prompts = [*self._aside, *self._prompts[:160]]
         written = sample(self.reference, self.tokenizer, prompts, self._sampling, generator)
-        self._anchor = features_of(self.reward_model, [s.dialogue for s in written])
-        for ranking in self.store.rankings(self.annotator):
-            if ranking.status == "ranked":
-                question = self.store.question(ranking.question_id)
-                features = self._features(question)
-                self.taste.learn(ranking.id, features, pairs_of_tiers(tier_indices(question, ranking)))
-                self._learned[question.id] = (question, ranking, features)
+        return features_of(reward_model, [s.dialogue for s in written])
 
-    # --- state and events ---
+    # --- labels, state and events ---
+
+    def _reread(self) -> list[tuple[Question, Answer]]:
+        """This person's answers in force, from the store; those that decide something, with their questions."""
+        with self._lock:
+            answers = self.store.answers(self.annotator)
+            self._given = {key_of(answer): answer for answer in answers}
+        given = [answer for answer in answers if answer.given]
+        asked = {question.id: question for question in self.store.questions({a.question_id for a in given})}
+        return [(asked[answer.question_id], answer) for answer in given]
+
+    def _hand_over(self, request: _Learn | _Forget | _RollBack | _Reply) -> None:
+        self._inbox.append(request)
+        self._stir()
+        if self._ending:  # it may have ended before it could look
+            self._turn_away()
+
+    def _turn_away(self) -> None:
+        """Who still waits for a reply is told that none comes."""
+        while self._inbox:
+            request = self._inbox.popleft()
+            if isinstance(request, _Reply):
+                request.question.set_exception(InputError("this loop has ended; make a new one (run the cell again)"))
 
     def _change(self, state: LoopState) -> None:
         with self._lock:
@@ -475,43 +589,6 @@ class LiveLoop:
                 callback(event)
             except Exception as error:  # a broken listener must not end the training of the others
                 traceback.print_exception(error)
-
-
-# --- the prior --------------------------------------------------------------------------------------------------------
-
-
-def population_prior(run: Run, config: LiveConfig, seed: int = 0) -> Prior:
-    """What to expect of a new person: heads fitted to simulated people of many tastes, on the run's reward features.
-
-    Their mean and covariance (`reward.taste_prior`). The questions are those of the run's preference stage.
-    """
-    asked, _ = run.preferences()
-    reward, tokenizer = run.reward()
-    questions = random.Random(f"prior {seed}").sample(asked, min(config.prior_questions, len(asked)))
-    room = reward.config.max_position_embeddings
-    texts = [(question.prompt, candidate.text) for question in questions for candidate in question.candidates]
-    features = features_of(reward, encode_dialogues(tokenizer, texts, room))
-    own = features.split([len(question.candidates) for question in questions])
-    heads = [person_head(person, questions, own) for person in population(run.judge, config.population, seed=seed)]
-    return taste_prior(torch.stack(heads), floor=1e-2)
-
-
-def person_head(
-    person: SimulatedAnnotator, questions: Sequence[Question], features: Sequence[torch.Tensor]
-) -> torch.Tensor:
-    """The reward head (d,) that best explains one simulated person's rankings; `features` holds (k, d) a question."""
-    differences, targets = [], []
-    for question, own in zip(questions, features, strict=True):
-        for better, worse, tie in pairs_of_tiers(tier_indices(question, person.rank(question))):
-            differences.append(own[better] - own[worse])
-            targets.append(0.5 if tie else 1.0)
-    return fit_head(torch.stack(differences), torch.tensor(targets), ridge=5.0)
-
-
-def _agreement(scores: torch.Tensor, pairs: Sequence[tuple[int, int, bool]]) -> float | None:
-    """The share of strict pairs that the scores order as the person did."""
-    strict = [(better, worse) for better, worse, tie in pairs if not tie]
-    return sum(float(scores[b] > scores[w]) for b, w in strict) / len(strict) if strict else None
 
 
 def _split(prompts: Sequence[str], aside: int, seed: int) -> tuple[list[str], list[str]]:

@@ -16,6 +16,7 @@ Mean pooling in last-token form
 from __future__ import annotations
 
 import copy
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,15 @@ def new_language_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy that will not be trained: the reference of PPO."""
     return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Twelve hexadecimal digits that tell these weights from others (SHA-256 of names and values)."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]
 
 
 # --- the reward model -------------------------------------------------------------------------------------------------

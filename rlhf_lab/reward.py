@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,17 @@ from .config import RewardConfig
 from .errors import InputError
 from .language import make_optimizer, step_generator
 from .models import head_of, last_hidden, sequence_scores
-from .records import Comparison, Question, Ranking, RewardPoint, pairs_of_order
+from .records import (
+    GRADES,
+    Answer,
+    Comparison,
+    Correction,
+    Question,
+    RewardPoint,
+    Vote,
+    order_of,
+    pairs_of_order,
+)
 from .sampling import Sample
 from .text import Dialogue, encode_dialogues, pad_right
 
@@ -60,48 +71,63 @@ def plackett_luce_loss(scores: torch.Tensor, tiers: Sequence[Sequence[int]]) -> 
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
+GRADE_MARGINS = dict(zip(GRADES, (0.0, 1 / 3, 2 / 3, 1.0), strict=True))
+"""How far apart graded replies should be, in logits: "margin small" of Llama 2 (arXiv:2307.09288, table 27)."""
+
+
 @dataclass(frozen=True)
 class RankedReplies:
     """A question as tensors' raw material: its replies, and which of them was put above which (by index).
 
-    `pairs` holds (better, worse, tie); `tiers` the whole ranking, when there is one.
+    `pairs` holds (better, worse, tie); `tiers` the whole ranking, when there is one; `margin` how far apart the
+    person said that a strict pair is.
     """
 
     dialogues: tuple[Dialogue, ...]
     pairs: tuple[tuple[int, int, bool], ...]
     tiers: tuple[tuple[int, ...], ...] = ()
+    margin: float = 0.0
 
 
 def encode_rankings(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
-    rankings: Sequence[Ranking],
+    answers: Sequence[Answer],
     max_tokens: int | None = None,
 ) -> list[RankedReplies]:
-    """Rankings with their questions' texts as tokens. Undecided and skipped ones are left out.
+    """Answers with their questions' texts as tokens: rankings, ratings (by mean mark) and corrections (above what
+    they correct). Undecided and skipped ones are left out, and so are votes, which compare with nothing.
 
-    Raises InputError for a ranking whose question is not among `questions`, or that does not answer it.
+    Raises InputError for an answer whose question is not among `questions`, or that does not answer it.
     """
     by_id = {question.id: question for question in questions}
-    for ranking in rankings:
-        if ranking.status == "ranked" and ranking.question_id not in by_id:
-            raise InputError(f"ranking {ranking.id!r} answers question {ranking.question_id!r}, which is not given")
-    kept = [r.check(by_id[r.question_id]) for r in rankings if r.status == "ranked"]
-    texts = [(by_id[r.question_id].prompt, c.text) for r in kept for c in by_id[r.question_id].candidates]
+    stated = []
+    for answer in answers:
+        if answer.given and answer.question_id not in by_id:
+            raise InputError(f"{answer.kind} {answer.id!r} answers question {answer.question_id!r}, which is not given")
+        if answer.given and not isinstance(answer, Vote):
+            stated.append(stated_order(by_id[answer.question_id], answer))
+    texts = [(prompt, reply) for prompt, replies, *_ in stated for reply in replies]
     dialogues = iter(encode_dialogues(tokenizer, texts, max_tokens))
-    encoded = []
-    for ranking in kept:
-        question = by_id[ranking.question_id]
-        tiers = tier_indices(question, ranking)
-        own = tuple(next(dialogues) for _ in question.candidates)
-        encoded.append(RankedReplies(own, pairs_of_tiers(tiers), tiers))
-    return encoded
+    return [
+        RankedReplies(tuple(next(dialogues) for _ in replies), pairs_of_tiers(tiers), tiers, margin)
+        for _, replies, tiers, margin in stated
+    ]
 
 
-def tier_indices(question: Question, ranking: Ranking) -> tuple[tuple[int, ...], ...]:
-    """The ranking's tiers, best first, as places in `question.candidates`."""
+def stated_order(question: Question, answer: Answer) -> tuple[str, tuple[str, ...], tuple[tuple[int, ...], ...], float]:
+    """What an answer says about replies: (prompt, replies, tiers of their places, margin of a strict pair)."""
+    answer.check(question)
+    if isinstance(answer, Correction):
+        return question.prompt, (answer.text, question.texts[answer.candidate]), ((0,), (1,)), 0.0
+    margin = GRADE_MARGINS.get(getattr(answer, "grade", ""), 0.0)
+    return question.prompt, tuple(question.texts.values()), tier_indices(question, answer), margin
+
+
+def tier_indices(question: Question, answer: Answer) -> tuple[tuple[int, ...], ...]:
+    """The tiers that a ranking or rating states, best first, as places in `question.candidates`."""
     places = {candidate.id: i for i, candidate in enumerate(question.candidates)}
-    return tuple(tuple(places[candidate] for candidate in tier) for tier in ranking.order)
+    return tuple(tuple(places[candidate] for candidate in tier) for tier in order_of(answer))
 
 
 def pairs_of_tiers(tiers: Sequence[Sequence[int]]) -> tuple[tuple[int, int, bool], ...]:
@@ -116,7 +142,12 @@ def encode_comparisons(
     texts = [(c.prompt, text) for c in comparisons for text in (c.chosen, c.rejected)]
     dialogues = iter(encode_dialogues(tokenizer, texts, max_tokens))
     return [
-        RankedReplies((next(dialogues), next(dialogues)), ((0, 1, c.tie),), ((0, 1),) if c.tie else ((0,), (1,)))
+        RankedReplies(
+            (next(dialogues), next(dialogues)),
+            ((0, 1, c.tie),),
+            ((0, 1),) if c.tie else ((0,), (1,)),
+            GRADE_MARGINS.get(c.grade, 0.0),
+        )
         for c in comparisons
     ]
 
@@ -171,7 +202,8 @@ def reward_loss(
     losses, hits = [], []
     for item, own in zip(batch, scores.split([len(item.dialogues) for item in batch]), strict=True):
         better, worse, tie = (torch.tensor(column, device=own.device) for column in zip(*item.pairs, strict=True))
-        pair_losses = bradley_terry_loss(own[better], own[worse], tie.bool())
+        margin = torch.where(tie.bool(), 0.0, torch.full_like(own[better], item.margin))
+        pair_losses = bradley_terry_loss(own[better], own[worse], tie.bool(), margin)
         losses.append(plackett_luce_loss(own, item.tiers) if loss == "plackett-luce" else pair_losses.mean())
         hits.append((own[better] > own[worse])[~tie.bool()])
     hit = torch.cat(hits).float()
@@ -278,71 +310,129 @@ def calibration(margins: torch.Tensor, bins: int = 10) -> list[CalibrationBin]:
 
 
 class TasteModel:
-    """Learns one person's taste from tens of rankings: a Bayesian head on the reward model's features.
+    """Learns one person's taste from tens of answers: a Bayesian head on the reward model's features.
 
     The head w has a Gaussian prior N(prior_mean, prior_covariance), learned from a population of tastes
-    (`taste_prior`), so that a handful of rankings moves it along the directions in which people differ and leaves the
-    rest alone. After every ranking w is the maximum of the posterior (Bradley-Terry likelihood of the person's pairs,
-    each ranking counting `strength` pairs in all), found by Newton's method: milliseconds, and the same whatever the
-    order of labels.
+    (`taste_prior`), so that a handful of answers moves it along the directions in which people differ and leaves the
+    rest alone. After every answer w is the maximum of the posterior (Bradley-Terry likelihood of the person's pairs,
+    each counting `strength` times), found by Newton's method: milliseconds, and the same whatever the order of labels.
     """
 
-    def __init__(self, prior_mean: torch.Tensor, prior_covariance: torch.Tensor, strength: float = 6.0) -> None:
+    def __init__(self, prior_mean: torch.Tensor, prior_covariance: torch.Tensor, strength: float = 1.0) -> None:
         self.prior_mean = prior_mean.double()
         self.precision = torch.linalg.inv(prior_covariance.double())
         self.strength = strength
         self.weight = self.prior_mean.clone()
-        self._pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # ranking id → differences (n, d), targets (n,)
+        self._evidence: dict[str, PairEvidence] = {}  # by answer id
 
     @property
     def labels(self) -> int:
-        """How many rankings it has learned from."""
-        return len(self._pairs)
+        """How many answers it has learned from."""
+        return len(self._evidence)
 
     def score(self, features: torch.Tensor) -> torch.Tensor:
         """Scores (N,) from features (N, d)."""
         return (features.double() @ self.weight).float()
 
-    def learn(self, ranking_id: str, features: torch.Tensor, pairs: Sequence[tuple[int, int, bool]]) -> float:
-        """Learns one ranking: features (k, d) of its replies and pairs (better, worse, tie). Returns seconds taken."""
+    def learn(
+        self, answer_id: str, features: torch.Tensor, pairs: Sequence[tuple[int, int, bool]], margin: float = 0.0
+    ) -> float:
+        """Learns one answer: features (k, d) of its replies and pairs (better, worse, tie). Returns seconds taken.
+
+        `margin` is how far apart the answer says that its strict pairs are (`GRADE_MARGINS`).
+        """
         began = time.perf_counter()
         if pairs:
-            better, worse, tie = (torch.tensor(column) for column in zip(*pairs, strict=True))
-            differences = features.double()[better] - features.double()[worse]
-            self._pairs[ranking_id] = (differences, torch.where(tie.bool(), 0.5, 1.0).double())
+            self._evidence[answer_id] = pair_evidence(features, pairs, margin, self.strength)
             self._fit()
         return time.perf_counter() - began
 
-    def forget(self, ranking_id: str) -> None:
-        """Takes a ranking back, as if it had never been given."""
-        if self._pairs.pop(ranking_id, None) is not None:
+    def forget(self, answer_id: str) -> None:
+        """Takes an answer back, as if it had never been given."""
+        if self._evidence.pop(answer_id, None) is not None:
             self._fit()
 
-    def _fit(self, iterations: int = 12) -> None:
-        if not self._pairs:
-            self.weight = self.prior_mean.clone()
-            return
-        x = torch.cat([differences for differences, _ in self._pairs.values()])
-        target = torch.cat([targets for _, targets in self._pairs.values()])
-        counts = torch.cat([torch.full((len(t),), self.strength / len(t)).double() for _, t in self._pairs.values()])
-        w = self.weight
-        for _ in range(iterations):
-            p = torch.sigmoid(x @ w)
-            gradient = self.precision @ (w - self.prior_mean) + x.T @ (counts * (p - target))
-            hessian = self.precision + (x * (counts * p * (1 - p))[:, None]).T @ x
-            step = torch.linalg.solve(hessian, gradient)
-            w = w - step * min(1.0, 4.0 / float(step.norm() + 1e-12) * float(w.norm() + 1))
-            if step.norm() < 1e-8 * (1 + w.norm()):
-                break
-        self.weight = w
+    def forget_all(self) -> None:
+        """As if nobody had answered anything."""
+        self._evidence.clear()
+        self._fit()
+
+    def learn_all(self, evidence: dict[str, PairEvidence]) -> None:
+        """Learns many answers at once, by id: one fit."""
+        self._evidence |= evidence
+        self._fit()
+
+    def covariance(self) -> torch.Tensor:
+        """How uncertain the head is, (d, d): Laplace's approximation, the inverse Hessian at the maximum."""
+        return torch.linalg.inv(self._hessian(self.weight))
+
+    def _all(self) -> PairEvidence:
+        columns = zip(*self._evidence.values(), strict=True)
+        return PairEvidence(*(torch.cat(column) for column in columns))
+
+    def _hessian(self, weight: torch.Tensor) -> torch.Tensor:
+        return bradley_terry_hessian(weight, self._all(), self.precision) if self._evidence else self.precision
+
+    def _fit(self) -> None:
+        self.weight = (
+            fit_bradley_terry(self._all(), self.prior_mean, self.precision, start=self.weight)
+            if self._evidence
+            else self.prior_mean.clone()
+        )
+
+
+class PairEvidence(NamedTuple):
+    """n pairs of replies and what was said of them, for a linear head on features of d numbers."""
+
+    differences: torch.Tensor  # (n, d): features of the better reply minus those of the worse
+    targets: torch.Tensor  # (n,): 1, or 0.5 for a tie
+    margins: torch.Tensor  # (n,): how far apart a strict pair is said to be, on the scale of scores
+    counts: torch.Tensor  # (n,): how much each pair counts
+
+
+def pair_evidence(
+    features: torch.Tensor, pairs: Sequence[tuple[int, int, bool]], margin: float = 0.0, count: float = 1.0
+) -> PairEvidence:
+    """What one answer says: from features (k, d) of its replies and pairs (better, worse, tie) of their places."""
+    better, worse, tie = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    differences = features.double()[better] - features.double()[worse]
+    strict = (~tie.bool()).double()
+    return PairEvidence(differences, (1 + strict) / 2, margin * strict, torch.full_like(strict, count))
+
+
+def bradley_terry_hessian(weight: torch.Tensor, pairs: PairEvidence, precision: torch.Tensor) -> torch.Tensor:
+    """Second derivatives (d, d) of −log posterior at `weight` (d,)."""
+    p = torch.sigmoid(pairs.differences @ weight - pairs.margins)
+    return precision + (pairs.differences * (pairs.counts * p * (1 - p))[:, None]).T @ pairs.differences
+
+
+def fit_bradley_terry(
+    pairs: PairEvidence,
+    mean: torch.Tensor,
+    precision: torch.Tensor,
+    start: torch.Tensor | None = None,
+    iterations: int = 25,
+) -> torch.Tensor:
+    """The head (d,) that makes the pairs likeliest under a prior N(mean, precision⁻¹): Newton's method, damped.
+
+    −log posterior = Σ count · BCE(σ(w·x − margin), target) + ½ (w − mean)ᵀ precision (w − mean).
+    """
+    w = mean.clone() if start is None else start
+    for _ in range(iterations):
+        p = torch.sigmoid(pairs.differences @ w - pairs.margins)
+        gradient = precision @ (w - mean) + pairs.differences.T @ (pairs.counts * (p - pairs.targets))
+        step = torch.linalg.solve(bradley_terry_hessian(w, pairs, precision), gradient)
+        w = w - step * min(1.0, 4.0 / float(step.norm() + 1e-12) * float(w.norm() + 1))
+        if step.norm() < 1e-8 * (1 + w.norm()):
+            break
+    return w
 
 
 def fit_head(x: torch.Tensor, target: torch.Tensor, ridge: float = 1.0, iterations: int = 25) -> torch.Tensor:
     """Logistic regression without intercept: weights (d,) from pair differences x (N, d) and targets (N,) in [0, 1]."""
-    taste = TasteModel(torch.zeros(x.shape[1]), torch.eye(x.shape[1]) / ridge, strength=float(len(x)))
-    taste._pairs["all"] = (x.double(), target.double())
-    taste._fit(iterations)
-    return taste.weight
+    n, d = x.shape
+    pairs = PairEvidence(x.double(), target.double(), torch.zeros(n).double(), torch.ones(n).double())
+    return fit_bradley_terry(pairs, torch.zeros(d).double(), ridge * torch.eye(d).double(), iterations=iterations)
 
 
 def taste_prior(heads: torch.Tensor, spread: float = 1.0, floor: float = 1e-3) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import SamplingConfig
 from .errors import InputError
+from .models import fingerprint
 from .records import Candidate, Question, new_id
 from .text import Dialogue, decode_reply, encode_prompts
 
@@ -136,11 +138,19 @@ def make_questions(
         ):
             if drawn.text and drawn.text not in texts[i]:
                 texts[i].append(drawn.text)
+    made_with = made_with_of(model, config)
     return [
-        Question(ids(), prompts[i], tuple(Candidate(ids(), text, name) for text in found))
+        Question(ids(), prompts[i], tuple(Candidate(ids(), text, name, made_with) for text in found))
         for i, found in texts.items()
         if len(found) >= 2
     ]
+
+
+def made_with_of(model: PreTrainedModel, config: SamplingConfig | None = None) -> dict[str, Any]:
+    """Where a reply came from, for its `Candidate.sampling`: the weights' fingerprint and how they were sampled."""
+    facts = asdict(config or SamplingConfig())
+    facts.pop("batch_size")  # changes nothing in a reply
+    return {"checkpoint": fingerprint(model)} | {name: value for name, value in facts.items() if value is not None}
 
 
 def best_of_n(

@@ -7,6 +7,7 @@ happens to equal the padding token is never lost.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,8 +21,8 @@ END, PAD, USER, ASSISTANT = "<|end|>", "<|pad|>", "<|user|>", "<|assistant|>"
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{{ '<|user|> ' + message['content'] }}"
-    "{% else %}{{ '<|assistant|> ' + message['content'] + '<|end|>' }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ '<|assistant|> ' + message['content'] + '<|end|>' }}"
+    "{% else %}{{ '<|user|> ' + message['content'] }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
@@ -116,14 +117,44 @@ def _reply_text(tokenizer: PreTrainedTokenizerBase, prompt: str, reply: str, sta
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str, reply: str | None) -> str:
-    prompt = neutralised(tokenizer, prompt)
+    messages = messages_of(neutralised(tokenizer, prompt))
+    if reply is not None:
+        messages.append({"role": "assistant", "content": neutralised(tokenizer, reply)})
     if tokenizer.chat_template is None:  # a base model without a template
-        return f"User: {prompt}\nAssistant:" + ("" if reply is None else f" {neutralised(tokenizer, reply)}")
-    messages = [{"role": "user", "content": prompt}]
-    if reply is None:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    messages.append({"role": "assistant", "content": neutralised(tokenizer, reply)})
-    return tokenizer.apply_chat_template(messages, tokenize=False)
+        said = [f"{message['role'].title()}: {message['content']}" for message in messages]
+        return "\n".join([*said, "Assistant:"] if reply is None else said)
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply is None)
+
+
+_TURN = re.compile(r"\n\n(Human|Assistant|System):")
+_ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
+
+
+def messages_of(prompt: str) -> list[dict[str, str]]:
+    """A prompt as a chat template's messages: one of the user's, or the turns of a transcript (`rlhf_lab.formats`).
+
+    Text is a transcript when it begins with "\\n\\nHuman:" and its turns alternate up to one of the human's, as chat
+    templates want it; anything else is what one user said.
+    """
+    before, *pieces = _TURN.split(prompt)
+    speakers = [_ROLES[name] for name in pieces[::2]]
+    spoken = speakers[speakers[:1] == ["system"] :]
+    alternating = all(role == ("user", "assistant")[i % 2] for i, role in enumerate(spoken))
+    if before or not spoken or not alternating or spoken[-1] != "user":
+        return [{"role": "user", "content": prompt}]
+    contents = [text.removeprefix(" ") for text in pieces[1::2]]
+    return [{"role": role, "content": text} for role, text in zip(speakers, contents, strict=True)]
+
+
+def transcript(turns: Sequence[tuple[str, str]]) -> str:
+    """Turns of ("user" or "assistant", text) as one prompt: a single one's text, else a transcript with markers.
+
+    A marker that somebody typed inside a turn loses its blank line, so that it cannot pass for another turn.
+    """
+    if len(turns) == 1:
+        return turns[0][1]
+    names = {role: name for name, role in _ROLES.items()}
+    return "".join(f"\n\n{names[role]}: {_TURN.sub(lambda m: m[0][1:], text)}" for role, text in turns)
 
 
 def neutralised(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

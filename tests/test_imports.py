@@ -23,7 +23,9 @@ LAYERS = [
     {"reward"},
     {"ppo", "direct", "group"},
     {"evaluation"},
-    {"live", "runs", "reward_from_pairs", "chat", "classroom"},
+    {"runs", "reward_from_pairs", "chat", "snapshots"},
+    {"personal"},
+    {"live", "classroom"},
     {"cli"},
 ]
 # What trains a model sees comparisons and nothing of the truth behind them.

@@ -12,7 +12,21 @@ from tiny import PROMPTS, language_model, reward_model, tokenizer
 from rlhf_lab.config import LiveConfig, PPOConfig, SamplingConfig
 from rlhf_lab.errors import InputError
 from rlhf_lab.live import LiveLoop
-from rlhf_lab.records import LoopError, QuestionsReady, Ranking, RewardUpdate, StateChanged, StepStats, WinRate
+from rlhf_lab.records import (
+    Correction,
+    LoopError,
+    Question,
+    QuestionsReady,
+    Ranking,
+    Rating,
+    RewardUpdate,
+    RolledBack,
+    StateChanged,
+    StepStats,
+    Taught,
+    Vote,
+    WinRate,
+)
 from rlhf_lab.store import FeedbackStore
 
 SAMPLING = SamplingConfig(temperature=1.0, max_new_tokens=8)
@@ -166,7 +180,7 @@ def test_a_second_answer_replaces_the_first_in_the_model_too(loop):
     assert loop.undo() == question  # the first answer is back
     assert loop.wait_idle()
     assert loop.labels == 1 and loop.taste.labels == 1
-    scores = loop._scores(loop._features(question))
+    scores = loop.reward.scores(loop.reward.features(question))
     places = {c.id: i for i, c in enumerate(question.candidates)}
     assert scores[places[first.order[0][0]]] > scores[places[first.order[-1][0]]]
 
@@ -249,11 +263,11 @@ def test_unsubscribe_ends_the_calls(loop):
 
 
 def test_scores_are_in_units_of_the_sft_models_replies(loop):
-    anchor = loop._scaled(loop._anchor)
+    anchor = loop.reward.scaled(loop.reward.anchor)
     for _ in range(2):
         loop.submit(answer(ask(loop)))
     loop.wait_idle()
-    for scores in (anchor, loop._scaled(loop._anchor)):
+    for scores in (anchor, loop.reward.scaled(loop.reward.anchor)):
         assert scores.mean().abs() < 1e-4 and (scores.std() - 1).abs() < 1e-2 or scores.std() < 1e-3
 
 
@@ -271,3 +285,198 @@ def test_store_may_be_given_open(tmp_path):
         loop.submit(answer(ask(loop)))
         loop.stop()
         assert loop.join() and len(store) == 1
+
+
+# --- every form of feedback ---
+
+
+def scores_of(loop, question) -> dict[str, float]:
+    return dict(zip(question.texts, loop.reward.scores(loop.reward.features(question)), strict=True))
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_a_vote_moves_its_reply_against_the_average_reply(loop, up):
+    question = ask(loop)
+    target = question.candidates[0].id
+    before = scores_of(loop, question)[target]
+    loop.submit(Vote(question.id, target, up, "me"))
+    assert loop.wait_idle()
+    (update,) = events(loop, RewardUpdate)
+    assert update.kind == "vote" and update.labels == 1 and len(update.effects[0].after) == 1
+    assert (scores_of(loop, question)[target] > before) == up
+
+
+def test_a_rating_orders_replies_by_their_mean_mark(loop):
+    question = ask(loop)
+    marks = {c.id: {"correct": 5 - i, "polite": 4 - i} for i, c in enumerate(question.candidates)}
+    before = scores_of(loop, question)
+    loop.submit(Rating(question.id, marks, "me"))
+    loop.wait_idle()
+    after, first, last = scores_of(loop, question), *(question.candidates[i].id for i in (0, -1))
+    assert after[first] - after[last] > before[first] - before[last]
+    assert events(loop, RewardUpdate)[0].effects[0].order[0] == (first,)
+
+
+def test_a_better_grade_pulls_two_replies_further_apart(tmp_path):
+    gaps = []
+    for grade in ("slightly better", "significantly better"):
+        loop = make_loop(tmp_path / f"{grade}.db")
+        asked = ask(loop)
+        pair = loop.ask(Question("pair", asked.prompt, asked.candidates[:2]))
+        better, worse = pair.texts
+        loop.submit(Ranking("pair", ((better,), (worse,)), "me", grade=grade))
+        loop.wait_idle()
+        scores = loop.taste.score(loop.reward.features(pair))
+        gaps.append(float(scores[0] - scores[1]))
+        loop.stop()
+        loop.join()
+    assert gaps[1] > gaps[0]
+
+
+def test_a_correction_teaches_the_reward_model_and_the_policy(loop):
+    question = ask(loop)
+    correction = Correction(question.id, question.candidates[0].id, "Go to the library and ask for Grace.", "me")
+    weights = [p.clone() for p in loop.policy.parameters()]
+    loop.submit(correction)
+    assert loop.wait_idle()
+    (update,), (taught,) = events(loop, RewardUpdate), events(loop, Taught)
+    assert update.kind == "correction" and [c.text for c in update.effects[0].question.candidates][0] == correction.text
+    effect = update.effects[0]
+    assert effect.after[0] - effect.after[1] > effect.before[0] - effect.before[1]
+    assert taught.demonstrations == 1 and taught.after < taught.before
+    assert any(not torch.equal(old, new) for old, new in zip(weights, loop.policy.parameters(), strict=True))
+    assert [d.reply for d in loop.store.demonstrations("me")] == [correction.text]
+
+
+def test_a_correction_that_changes_nothing_is_refused_and_not_stored(loop):
+    question = ask(loop)
+    same = question.candidates[0]
+    with pytest.raises(InputError, match="leaves the reply as it was"):
+        loop.submit(Correction(question.id, same.id, same.text, "me"))
+    assert loop.labels == 0 and len(loop.store) == 0
+
+
+# --- going back ---
+
+
+def weights_of(loop) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in (*loop.policy.parameters(), *loop.ppo.critic.parameters())]
+
+
+def equal(ours, theirs) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_rollback_brings_back_policy_critic_and_reward_model_of_just_before_a_label(loop):
+    loop.submit(answer(ask(loop)))
+    loop.step(2)
+    loop.wait_idle()
+    then, taste = weights_of(loop), loop.taste.weight.clone()
+    second = answer(ask(loop))
+    loop.submit(second)
+    loop.step(2)
+    loop.wait_idle()
+    loop.submit(answer(ask(loop)))
+    loop.wait_idle()
+    assert not equal(weights_of(loop), then) and loop.labels == 3
+    assert loop.rollback(second.id) == 2
+    loop.wait_idle()
+    assert equal(weights_of(loop), then) and torch.allclose(loop.taste.weight, taste)
+    (event,) = events(loop, RolledBack)
+    assert (event.step, event.to_step, event.withdrawn, event.labels) == (4, 2, 2, 1) == (4, 2, 2, loop.labels)
+    assert len(loop.store.events()) == 5 and len(loop.store) == 1  # nothing was deleted
+    loop.step()
+    loop.wait_idle()
+    assert events(loop, StepStats)[-1].step == 5  # the curve goes on
+
+
+def test_rollback_during_a_running_loop_and_to_an_earlier_loops_label(tmp_path):
+    first = make_loop(tmp_path / "live.db")
+    old = answer(ask(first))
+    first.submit(old)
+    first.wait_idle()
+    loop = make_loop(tmp_path / "live.db")
+    began = weights_of(loop)
+    loop.start()
+    while not events(loop, StepStats):
+        time.sleep(0.01)
+    loop.submit(answer(ask(loop)))
+    loop.pause()
+    assert loop.rollback(old.id) == 2
+    loop.wait_idle()
+    assert equal(weights_of(loop), began) and loop.labels == 0 and events(loop, RolledBack)[0].to_step == 0
+    assert not events(loop, LoopError)
+    loop.stop()
+    assert loop.join()
+
+
+def test_an_old_label_can_be_withdrawn_or_changed(loop):
+    first, second = answer(ask(loop)), answer(ask(loop))
+    loop.submit(first)
+    loop.wait_idle()
+    alone = loop.taste.weight.clone()
+    loop.submit(second)
+    loop.wait_idle()
+    assert loop.withdraw(second.id).id == second.question_id
+    loop.wait_idle()
+    assert loop.labels == 1 and torch.allclose(loop.taste.weight, alone)
+    changed = answer(loop.store.question(first.question_id), order=tuple(reversed(first.order)))
+    loop.submit(changed)
+    loop.wait_idle()
+    assert loop.labels == 1 and not torch.allclose(loop.taste.weight, alone)
+    loop.withdraw(changed.id)
+    loop.wait_idle()
+    assert loop.labels == 1 and torch.allclose(loop.taste.weight, alone)  # the first answer counts again
+    with pytest.raises(InputError, match="no answer 'nonsense'"):
+        loop.rollback("nonsense")
+
+
+def test_older_snapshots_are_thinned_and_rollback_says_where_it_went(tmp_path):
+    loop = make_loop(tmp_path / "live.db", config=replace(CONFIG, snapshots=4))
+    given = []
+    for _ in range(8):
+        loop.step()
+        loop.wait_idle()
+        given.append(answer(ask(loop)))
+        loop.submit(given[-1])
+        loop.wait_idle()
+    loop.rollback(given[4].id)
+    loop.wait_idle()
+    (event,) = events(loop, RolledBack)
+    assert event.withdrawn == 4 and 0 <= event.to_step <= 5
+    loop.stop()
+    assert loop.join()
+
+
+# --- chatting ---
+
+
+def test_replies_to_a_conversation_are_kept_and_can_be_judged(loop):
+    question = loop.reply([("user", "Who?"), ("assistant", "Ada."), ("user", "  When is the choir? ")], k=2)
+    assert question.prompt == "When is the choir?" and 1 <= len(question.candidates) <= 2
+    assert loop.store.question(question.id) == question and question.candidates[0].model == "policy-step0"
+    assert question.candidates[0].sampling["temperature"] == 1.0 and question.candidates[0].sampling["checkpoint"]
+    loop.submit(Vote(question.id, question.candidates[0].id, True, "me"))
+    assert loop.wait_idle() and loop.labels == 1
+    assert loop.reply([("user", "Who?")], checkpoint="sft").candidates[0].model == "sft"
+
+
+def test_a_reply_comes_while_ppo_runs_and_none_after_the_end(loop):
+    loop.start()
+    assert loop.reply([("user", "Who?")]).candidates
+    loop.stop()
+    loop.join()
+    with pytest.raises(InputError, match="ended"):
+        loop.reply([("user", "Who?")])
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [([], "must be the user's"), ([("assistant", "Hi")], "must be the user's"), ([("user", " ")], "with some text"),
+     ([("system", "x"), ("user", "y")], "a turn is")],
+)  # fmt: skip
+def test_a_conversation_ends_with_the_user(loop, turns, reason):
+    with pytest.raises(InputError, match=reason):
+        loop.reply(turns)
+    with pytest.raises(InputError, match="there are policy, sft"):
+        loop.reply([("user", "Who?")], checkpoint="gpt")

@@ -12,7 +12,7 @@ from rlhf_lab.config import RewardConfig
 from rlhf_lab.errors import InputError
 from rlhf_lab.language import make_optimizer
 from rlhf_lab.models import head_of
-from rlhf_lab.records import Candidate, Comparison, Question, Ranking
+from rlhf_lab.records import Candidate, Comparison, Correction, Question, Ranking, Rating, Vote
 from rlhf_lab.reward import (
     RankedReplies,
     TasteModel,
@@ -297,12 +297,12 @@ def test_taste_is_learned_whatever_the_order_and_can_be_taken_back():
 
 
 def test_taste_is_the_maximum_of_the_posterior():
-    """The gradient of the negative log posterior vanishes where `learn` stops; a tie counts as target ½."""
+    """The gradient of the negative log posterior vanishes where `learn` stops; a tie counts as target ½, without margin."""
     mean, covariance = torch.tensor([0.5, 0.0]), torch.tensor([[1.0, 0.2], [0.2, 0.5]])
-    taste = TasteModel(mean, covariance, strength=3.0)
+    taste = TasteModel(mean, covariance, strength=2.0)
     features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.5]])
     pairs = [(0, 1, False), (0, 2, False), (1, 2, True)]
-    taste.learn("r", features, pairs)
+    taste.learn("r", features, pairs, margin=0.7)
 
     def negative_log_posterior(w: np.ndarray) -> float:
         offset = w - mean.double().numpy()
@@ -310,10 +310,20 @@ def test_taste_is_the_maximum_of_the_posterior():
         scores = features.double().numpy() @ w
         for a, b, tie in pairs:
             one, other = reference.bradley_terry(scores[a], scores[b]), reference.bradley_terry(scores[b], scores[a])
-            value += (one + other) / 2 if tie else one  # strength / pairs = 3 / 3 = 1 a pair
+            value += 2 * ((one + other) / 2 if tie else reference.bradley_terry(scores[a] - 0.7, scores[b]))
         return value
 
     np.testing.assert_allclose(reference.slope(negative_log_posterior, taste.weight.numpy()), 0, atol=1e-5)
+
+
+def test_the_uncertainty_of_a_taste_is_the_inverse_curvature_and_shrinks_with_labels():
+    taste = TasteModel(torch.zeros(2), torch.eye(2))
+    torch.testing.assert_close(taste.covariance(), torch.eye(2).double())
+    features = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    taste.learn("r", features, [(0, 1, False)])
+    p = torch.sigmoid(taste.weight[0])
+    expected = torch.diag(torch.tensor([1 / (1 + p * (1 - p)), 1.0]).double())  # 1 / (precision + p(1 − p)) along x
+    torch.testing.assert_close(taste.covariance(), expected)
 
 
 def test_a_head_fitted_to_pairs_separates_them():
@@ -330,3 +340,38 @@ def test_the_prior_spreads_where_people_differ():
     assert covariance[1, 1].item() == pytest.approx(20 / 3, rel=1e-2)  # (9 + 9 + 1 + 1) / 3
     assert 0 < covariance[0, 0] < 0.01 * covariance[1, 1]
     assert torch.linalg.eigvalsh(covariance).min() > 0
+
+
+def graded(grade: str):
+    q = question(TEXTS[:2])
+    return encode_rankings(tokenizer(), [q], [Ranking(q.id, (("c0",), ("c1",)), "me", grade=grade)])
+
+
+def test_a_grade_asks_for_a_margin_between_the_scores():
+    """Llama 2, equation 2: the loss of a pair is −log σ(r_chosen − r_rejected − margin of its grade)."""
+    model = reward_model()
+    plain, slight, clear = (
+        reward_loss(model, graded(g))[0].item() for g in ("", "slightly better", "significantly better")
+    )
+    with torch.no_grad():
+        scores = score_dialogues(model, graded("")[0].dialogues)
+    gap = (scores[0] - scores[1]).item()
+    assert plain == pytest.approx(reference.bradley_terry(gap, 0), abs=1e-5)
+    assert slight == pytest.approx(reference.bradley_terry(gap - 1 / 3, 0), abs=1e-5)
+    assert clear == pytest.approx(reference.bradley_terry(gap - 1, 0), abs=1e-5)
+
+
+def test_ratings_and_corrections_train_as_what_they_state():
+    q = question(TEXTS[:3])
+    marks = {"c0": {"correct": 2, "polite": 2}, "c1": {"correct": 5, "polite": 4}, "c2": {"correct": 3, "polite": 1}}
+    rating = Rating(q.id, marks, "me")
+    correction = Correction(q.id, "c2", "It is on Friday, I am sure.", "me")
+    vote = Vote(q.id, "c0", True, "me")
+    rated, corrected = encode_rankings(tokenizer(), [q], [rating, correction, vote])
+    assert rated.tiers == ((1,), (0, 2)) and rated.pairs == ((1, 0, False), (1, 2, False), (0, 2, True))
+    assert corrected.pairs == ((0, 1, False),) and corrected.dialogues[1] == rated.dialogues[2]
+    assert (
+        tokenizer()
+        .decode(corrected.dialogues[0].ids[corrected.dialogues[0].prompt_length :])
+        .startswith(" It is on Friday")
+    )
