@@ -1,4 +1,8 @@
-"""FeedbackStore: what is in force, idempotence, durability's other half (clear errors, nothing half-written)."""
+"""FeedbackStore: what is in force, idempotence, durability's other half (clear errors, nothing half-written).
+
+What a store does is tested on SQLite and on PostgreSQL; what is a file's own, on SQLite. For PostgreSQL's own see
+test_postgres.py.
+"""
 
 import os
 import resource
@@ -6,14 +10,17 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import hypothesis
 import pytest
 import sqlalchemy as sa
+from hypothesis import strategies as st
 
 from rlhf_lab.errors import InputError
-from rlhf_lab.records import Candidate, Question, Ranking
+from rlhf_lab.records import Candidate, Correction, Question, Ranking, Rating, Vote, new_id
 from rlhf_lab.store import FeedbackStore, StoreError
 
 
@@ -34,7 +41,14 @@ def path(tmp_path) -> Path:
 
 
 @pytest.fixture
-def store(path):
+def store(database):
+    with FeedbackStore(database) as opened:
+        opened.add_question(question())
+        yield opened
+
+
+@pytest.fixture
+def file_store(path):
     with FeedbackStore(path) as opened:
         opened.add_question(question())
         yield opened
@@ -43,21 +57,84 @@ def store(path):
 # --- what goes in comes out ---
 
 
-def test_everything_about_an_answer_survives_closing_and_opening_again(path):
+def test_everything_about_an_answer_survives_closing_and_opening_again(database):
     asked = Question("q1", "Grüße \x00 \u202e", (Candidate("a", "<b>", "sft"), Candidate("b", "", "ppo-3")))
     given = Ranking("q1", (("a", "b"),), "Zoë", displayed=("b", "a"), seconds=2.25)
-    with FeedbackStore(path) as store:
+    with FeedbackStore(database) as store:
         store.add_question(asked)
         store.append(given)
-    with FeedbackStore(str(path)) as again:
+    with FeedbackStore(database) as again:
         assert again.questions() == [asked]
         assert again.rankings() == [given]
 
 
-def test_a_url_and_a_path_name_the_same_store(path, store):
-    store.append(answer(question()))
+def test_a_url_and_a_path_name_the_same_store(path, file_store):
+    file_store.append(answer(question()))
     with FeedbackStore(f"sqlite:///{path}") as by_url:
-        assert by_url.rankings() == store.rankings()
+        assert by_url.rankings() == file_store.rankings()
+
+
+SURROGATES = "half \ud83d of one, two halves \ud83d\ude00, NUL \x00, \u202e, e\u0301 \U0001f469\u200d\U0001f4bb, \ufffe"
+
+
+def test_odd_text_comes_back_as_it_went_in(store):
+    asked = Question("ｑ\u0301 ' \" % \\ ; --", SURROGATES, (Candidate("a\u200d", SURROGATES), Candidate("😀", "b")))
+    given = Correction(asked.id, "😀", SURROGATES + "!", "O'Neil\u0301 名 😀\n%s")
+    store.add_question(asked)
+    seq = store.append(given)
+    # Two halves are one character once they have been written down (JSON does that); the same text, seen again.
+    assert store.append(given) == seq and store.add_question(asked) is None
+    [kept] = store.answers(given.annotator)
+    assert (kept.text, kept.annotator) == (given.text.replace("\ud83d\ude00", "😀"), given.annotator)
+    assert store.question(asked.id).prompt == SURROGATES.replace("\ud83d\ude00", "😀")
+    assert store.answered(given.annotator) == {asked.id} and store.withdraw(given.id, given.annotator) == seq + 1
+
+
+@pytest.mark.parametrize("bad", ["", "NUL \x00", "half \ud800", "x" * 201])
+def test_a_name_that_no_database_can_keep_is_refused_before_anything_is_written(store, bad):
+    odd = replace(question(2), candidates=(Candidate(bad, "one"), Candidate("b", "two")))
+    store.add_question(odd)
+    attempts = [
+        lambda: store.add_question(replace(question(3), id=bad)),
+        lambda: store.append(answer(question(), annotator=bad)),
+        lambda: store.append(replace(answer(question()), id=bad)),
+        lambda: store.append(Vote("q2", bad, True, "me")),
+    ]
+    for attempt in attempts:
+        with pytest.raises(InputError):
+            attempt()
+    assert store.events() == [] and store.questions() == [question(), odd]
+
+
+def test_asking_for_a_name_that_cannot_exist_is_a_clear_error_or_finds_nothing(store):
+    for bad in ("NUL \x00", "half \ud800"):
+        for ask in (
+            store.question,
+            store.answers,
+            store.latest,
+            store.answered,
+            lambda name: store.withdraw(name, "me"),
+        ):
+            try:
+                assert not ask(bad)
+            except InputError as error:
+                assert len(str(error).splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, b"bytes"], ids=str)
+def test_provenance_that_is_not_plain_data_is_refused_whole(store, value):
+    odd = replace(question(2), candidates=(Candidate("a", "", sampling={"temperature": value}), Candidate("b", "")))
+    with pytest.raises(InputError, match="question 'q2' is not plain JSON data"):
+        store.add_questions([question(3), odd])
+    assert store.questions() == [question()]
+
+
+def test_provenance_with_tuples_and_numbers_as_names_is_recognised_when_it_is_sent_again(store):
+    sampling = {"stop": ("\n", "Human:"), 0: "zero", "temperature": 1}
+    odd = replace(question(2), candidates=(Candidate("a", "", sampling=sampling), Candidate("b", "")))
+    store.add_questions([odd, odd])
+    store.add_question(odd)
+    assert store.question("q2").candidates[0].sampling == {"stop": ["\n", "Human:"], "0": "zero", "temperature": 1}
 
 
 def test_a_database_in_memory_is_one_store_for_every_thread():
@@ -69,8 +146,8 @@ def test_a_database_in_memory_is_one_store_for_every_thread():
         assert len(store) == 1
 
 
-def test_commits_are_synchronous_and_use_the_write_ahead_log(store):
-    with store.database._engine.connect() as connection:
+def test_commits_are_synchronous_and_use_the_write_ahead_log(file_store):
+    with file_store.database._engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
 
@@ -121,6 +198,59 @@ def test_an_answer_that_does_not_fit_its_question_is_not_written(store, wrong):
     assert store.events() == []
 
 
+@pytest.mark.parametrize("same", [True, False], ids=["the same answer", "different answers"])
+def test_eight_programs_that_send_one_id_at_once_keep_one_answer(database, store, same):
+    first, outcomes, gate = answer(question()), [], threading.Barrier(8)
+
+    def send(number: int) -> None:
+        own = first if same else replace(first, seconds=float(number))
+        with FeedbackStore(database) as mine:
+            gate.wait()
+            try:
+                outcomes.append(mine.append(own))
+            except InputError as error:
+                outcomes.append(str(error))
+
+    threads = [threading.Thread(target=send, args=[number]) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    [event] = store.events()
+    kept = [outcome for outcome in outcomes if outcome == event.seq]
+    refused = [outcome for outcome in outcomes if "different answer under the id" in str(outcome)]
+    assert (len(kept), len(refused)) == ((8, 0) if same else (1, 7))
+
+
+def test_a_batch_is_kept_whole_or_not_at_all(store):
+    earlier = answer(question())
+    store.append(earlier)
+    batch = [answer(question(n)) for n in (2, 3)]
+    asked = [question(2), question(3)]
+    spoilt = [
+        ([*batch, answer(question(9))], asked),  # a question that nobody asked
+        ([*batch, replace(batch[0], seconds=9.0)], asked),  # an id twice, with two contents
+        ([*batch, replace(earlier, annotator="you")], asked),  # the id of another answer
+        (batch, [*asked, replace(question(2), prompt="another")]),
+        ([*batch, replace(batch[0], id="x", displayed=("zork",))], asked),
+    ]
+    for answers, questions in spoilt:
+        with pytest.raises(InputError):
+            store.append_all(answers, questions)
+        assert store.rankings() == [earlier] and store.questions() == [question()]
+    numbers = store.append_all([*batch, earlier, batch[0]], [*asked, question()])
+    assert numbers == [numbers[0], numbers[0] + 1, 1, numbers[0]] and numbers[0] > 1
+    assert store.append_all(batch, asked) == numbers[:2]
+    assert [event.id for event in store.events()] == [earlier.id, batch[0].id, batch[1].id]
+
+
+def test_a_large_import_keeps_its_order(store):
+    asked = [question(n) for n in range(2, 1300)]
+    answers = [answer(each, "importer") for each in reversed(asked)]
+    numbers = store.append_all(answers, asked)
+    assert numbers == sorted(numbers) and store.answers("importer") == answers and store.questions()[1:] == asked
+
+
 # --- what is in force ---
 
 
@@ -166,6 +296,149 @@ def test_comparisons_come_from_ranked_answers_only(store):
     assert store.answered("me") == {"q1", "q2", "q3"}
 
 
+def test_kinds_that_do_not_exist_are_named(store):
+    for kinds in ("ranking", ["ranking", "thumb"], ["withdrawal"]):
+        with pytest.raises(InputError, match="a collection of ranking, rating, vote, correction is wanted"):
+            store.answers(kinds=kinds)
+
+
+def test_a_rating_a_vote_and_a_correction_stand_beside_a_ranking_of_the_same_question(store):
+    marks = {f"q1-{i}": {"helpful": 5 - i, "polite": 3} for i in range(3)}
+    given = [
+        answer(question()),
+        Rating("q1", marks, "me", displayed=("q1-0", "q1-1", "q1-2"), seconds=2.5, context={"widget": "rating"}),
+        Vote("q1", "q1-0", True, "me"),
+        Vote("q1", "q1-1", None, "me", status="undecided"),
+        Correction("q1", "q1-0", "better", "me"),
+    ]
+    for each in given:
+        store.append(each)
+    assert store.answers() == given and store.rankings() == given[:1] and store.count(kinds=["vote"]) == 2
+    changed = [Vote("q1", "q1-0", False, "me"), Correction("q1", "q1-0", "best", "me")]
+    for each in changed:
+        store.append(each)
+    assert store.answers("me") == [*given[:2], given[3], *changed] and store.latest("me") == changed[1]
+    assert [d.reply for d in store.demonstrations()] == ["best"]
+    pairs = [(c.chosen, c.rejected, c.tie) for c in store.comparisons()]
+    ranked = [("reply 0", "reply 1", False), ("reply 0", "reply 2", False), ("reply 1", "reply 2", False)]
+    assert pairs == [*ranked, *ranked, ("best", "reply 0", False)]
+    store.withdraw(changed[1].id, "me")
+    assert store.latest("me") == changed[0] and [d.reply for d in store.demonstrations()] == ["better"]
+    assert store.answered("me", "correction") == store.answered("me") == {"q1"} and store.answered("you") == set()
+
+
+@dataclass
+class Replay:
+    """The store's rule in plain Python: everything that happened, in order, replayed for every question asked of it."""
+
+    given: list = field(default_factory=list)  # (answer, withdrawn), oldest first
+
+    def standing(self) -> list:
+        return [answer for answer, withdrawn in self.given if not withdrawn]
+
+    def in_force(self) -> list:
+        latest = {(a.annotator, a.kind, a.question_id, a.target): a for a in self.standing()}
+        return [answer for answer in self.standing() if answer in latest.values()]
+
+    def withdraw(self, answers: list) -> None:
+        self.given = [(answer, withdrawn or answer in answers) for answer, withdrawn in self.given]
+
+
+def some_answer(kind: str, asked: str, target: str, person: str, decides: bool):
+    ids = ("a", "b")
+    if kind == "ranking":
+        order = ((target,), tuple(i for i in ids if i != target)) if decides else ()
+        return Ranking(asked, order, person, status="ranked" if decides else "skipped")
+    if kind == "rating":
+        scores = {i: {"helpful": 2 + (i == target)} for i in ids} if decides else {}
+        return Rating(asked, scores, person, status="rated" if decides else "undecided")
+    if kind == "vote":
+        return Vote(asked, target, decides, person)
+    return (
+        Correction(asked, target, "better", person) if decides else Vote(asked, target, None, person, status="skipped")
+    )
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.sampled_from(["ranking", "rating", "vote", "correction"]),
+            st.sampled_from(["one", "two"]), st.sampled_from("ab"), st.sampled_from("12"), st.booleans(),
+        ),
+        st.tuples(st.sampled_from(["resend", "withdraw", "withdraw_from"]), st.integers(0, 30)),
+    ),
+    min_size=3, max_size=14,
+)  # fmt: skip
+
+
+@hypothesis.given(STEPS)
+@hypothesis.settings(max_examples=40, suppress_health_check=list(hypothesis.HealthCheck))
+def test_what_is_in_force_is_what_a_replay_of_the_log_says_now_and_at_every_earlier_moment(store, steps):
+    two = (Candidate("a", "reply a"), Candidate("b", "reply b"))
+    store.add_questions([Question("one", "p", two), Question("two", "p", two)])
+    people = {"1": new_id(), "2": new_id()}  # of this example only: the store goes on through all of them
+    replay, moments = Replay(), []
+    for what, *how in steps:
+        if what not in ("resend", "withdraw", "withdraw_from"):
+            asked, target, person, decides = how
+            replay.given.append((some_answer(what, asked, target, people[person], decides), False))
+            store.append(replay.given[-1][0])
+        elif replay.given:
+            chosen = replay.given[how[0] % len(replay.given)][0]
+            later = [answer for answer, _ in replay.given[how[0] % len(replay.given) :]]
+            if what == "resend":
+                store.append(chosen)
+            elif what == "withdraw":
+                store.withdraw(chosen.id, chosen.annotator)
+                replay.withdraw([chosen])
+            else:
+                own = [answer for answer in later if answer.annotator == chosen.annotator]
+                standing = [answer for answer in own if answer in replay.standing()]
+                assert store.withdraw_from(chosen.id, chosen.annotator) == standing
+                replay.withdraw(own)
+        moments.append((store.last_seq, replay.in_force()))
+    for until, in_force in moments:
+        for person in people.values():
+            own = [answer for answer in in_force if answer.annotator == person]
+            assert store.answers(person, until_seq=until) == own
+    for person in people.values():
+        own = [answer for answer in replay.in_force() if answer.annotator == person]
+        assert store.answers(person) == own and store.count(person) == len(own)
+        assert store.latest(person) == (own[-1] if own else None)
+        assert store.answered(person) == {answer.question_id for answer in own}
+        assert store.answers(person, kinds=["vote"]) == [answer for answer in own if answer.kind == "vote"]
+
+
+def test_a_reader_that_asks_for_what_is_new_never_misses_an_event(database, store):
+    """Numbers that grow in the order of commits: a trainer that remembers the last one it saw sees every event."""
+    asked = [question(n) for n in range(2, 122)]
+    store.add_questions(asked)
+    seen, running = [], True
+
+    def follow() -> None:
+        while True:
+            last_round = not running
+            seen.extend(store.events(since_seq=seen[-1].seq if seen else 0))
+            if last_round:
+                return
+            time.sleep(0.005)
+
+    def write(questions: list[Question]) -> None:
+        with FeedbackStore(database) as mine:
+            for each in questions:
+                mine.append(answer(each))
+
+    reader = threading.Thread(target=follow)
+    writers = [threading.Thread(target=write, args=[asked[i::4]]) for i in range(4)]
+    for thread in (reader, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    running = False
+    reader.join()
+    assert seen == store.events() and len(seen) == 120
+
+
 def test_since_seq_gives_only_what_came_later(store):
     store.add_question(question(2))
     seq = store.append(answer(question()))
@@ -176,9 +449,9 @@ def test_since_seq_gives_only_what_came_later(store):
     assert [event.id for event in store.events(since_seq=seq)] == [later.id]
 
 
-def test_threads_and_a_second_connection_lose_nothing(path, store):
+def test_threads_and_a_second_connection_lose_nothing(database, store):
     asked = [question(n) for n in range(2, 42)]
-    with FeedbackStore(path) as second:
+    with FeedbackStore(database) as second:
 
         def work(mine: FeedbackStore, questions: list[Question]) -> None:
             for each in questions:
@@ -197,7 +470,7 @@ def test_threads_and_a_second_connection_lose_nothing(path, store):
 # --- bad places ---
 
 
-def test_a_locked_database_says_so_and_works_again_afterwards(path, store):
+def test_a_locked_database_says_so_and_works_again_afterwards(path, file_store):
     given = answer(question())
     other_program = sqlite3.connect(path, isolation_level=None)
     other_program.execute("BEGIN IMMEDIATE")
@@ -221,9 +494,9 @@ def test_a_read_only_database_can_be_read_and_refuses_answers_clearly(path, opti
         assert read_only.rankings() == [given]
 
 
-def test_a_full_disk_refuses_the_answer_whole_and_keeps_the_earlier_ones(path, store):
+def test_a_full_disk_refuses_the_answer_whole_and_keeps_the_earlier_ones(path, file_store):
     kept = answer(question())
-    store.append(kept)
+    file_store.append(kept)
     pages = sqlite3.connect(path).execute("PRAGMA page_count").fetchone()[0]
     with FeedbackStore(path) as full:
         sa.event.listen(full.database._engine, "connect", lambda raw, _: raw.execute(f"PRAGMA max_page_count={pages}"))
@@ -232,8 +505,8 @@ def test_a_full_disk_refuses_the_answer_whole_and_keeps_the_earlier_ones(path, s
         with pytest.raises(StoreError, match="disk is full; free some space, then try again"):
             full.add_question(large)
         assert full.rankings() == [kept] and full.questions() == [question()]
-    store.add_question(large)
-    assert store.questions() == [question(), large]
+    file_store.add_question(large)
+    assert file_store.questions() == [question(), large]
 
 
 FILE_TOO_LARGE = """
