@@ -179,9 +179,10 @@ class LiveConfig:
     win_rate_prompts: int = 48
     population: int = 16  # simulated people whose tastes make the prior
     prior_questions: int = 300  # that each of them ranks
-    correction_steps: int = 6  # SFT steps of the policy after a correction
+    correction_steps: int = 10  # SFT steps of the policy after a correction
     correction_batch: int = 8  # corrections in each, the newest always among them
-    correction_learning_rate: float = 3e-4
+    correction_replay: int = 24  # replies of the SFT model beside them, lest the policy forget what it knows
+    correction_learning_rate: float = 6e-4
     snapshots: int = 200  # states of policy and critic kept on disk for going back; older ones are thinned out
     chat_memory: int | None = 0  # earlier turns of a conversation that the model is given; None: all
     ppo: PPOConfig = field(
@@ -190,7 +191,7 @@ class LiveConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "buffer", "window", "win_rate_every", "win_rate_prompts", "prior_questions")
-        _positive(self, "correction_batch", "correction_learning_rate")
+        _positive(self, "correction_batch", "correction_replay", "correction_learning_rate")
         _check(
             self,
             correction_steps=(self.correction_steps >= 0, "0 (corrections teach the reward model only) or more"),

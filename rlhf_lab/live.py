@@ -45,7 +45,7 @@ from .chat import Turn, conversation_prompt, write_replies
 from .config import LanguageConfig, LiveConfig, SamplingConfig
 from .errors import InputError
 from .evaluation import win_rate
-from .language import language_loss, step_generator, train_sft
+from .language import Batch, language_loss, step_generator, train_language
 from .models import Critic, fingerprint, frozen_copy
 from .personal import Key, PersonalReward, Prior, key_of, population_prior
 from .ppo import PPO, draw_prompts
@@ -476,33 +476,40 @@ class LiveLoop:
             self._say(replace(update, labels=self.labels))
 
     def _teach(self) -> None:
-        """SFT steps of the policy on the latest corrections, the newest always among them (detail: no KL here; PPO's
-        penalty pulls the policy back to the reference afterwards, and the raised reward holds it)."""
+        """SFT steps of the policy on the latest corrections, among replies of the SFT model: alone, a few texts in a
+        new style would cost a small model its facts (replay, as InstructGPT's mix of pretraining text; section 3.5)."""
         self._to_teach, newest = [], self._to_teach[-1]
         with self._lock:
-            given = [a for a in self._given.values() if isinstance(a, Correction) and a.given]
-        latest = [a for a in given if a.id != newest.id][-(self.config.correction_batch - 1) :] + [newest]
+            given = [a for a in self._given.values() if isinstance(a, Correction) and a.given and a.id != newest.id]
+        latest = [*given, newest][-self.config.correction_batch :]
         asked = {question.id: question for question in self.store.questions({a.question_id for a in latest})}
         texts = [(asked[a.question_id].prompt, a.text) for a in latest]
         dialogues = encode_dialogues(self.tokenizer, texts, self.policy.config.max_position_embeddings)
-        device = next(self.policy.parameters()).device
-        probe = [part.to(device) for part in language_batch(dialogues[-1:], self.policy.config.pad_token_id)]
+        pad = self.policy.config.pad_token_id
+        probe = language_batch(dialogues[-1:], pad)
         before = self._loss(probe)
-        steps = LanguageConfig(
+        replay = random.Random(f"{self.seed} {newest.id}").sample(self._replay, len(self._replay))
+        config = LanguageConfig(
             steps=self.config.correction_steps,
-            batch_size=len(dialogues),
             learning_rate=self.config.correction_learning_rate,
             warmup=0.0,
             weight_decay=0.0,
         )
+        share = self.config.correction_replay
+
+        def batch_at(step: int) -> Batch:
+            mixed = [replay[i % len(replay)] for i in range(step * share, (step + 1) * share)]
+            return language_batch([*dialogues, *mixed], pad)
+
         self._changed = True
-        for _ in train_sft(self.policy, dialogues, self.policy.config.pad_token_id, steps, self.seed):
+        for _ in train_language(self.policy, batch_at, config):
             pass
         self._say(Taught(self.ppo.steps_done, len(dialogues), before, self._loss(probe)))
 
     @torch.no_grad()
-    def _loss(self, batch: Sequence[torch.Tensor]) -> float:
-        return language_loss(self.policy, *batch).item()
+    def _loss(self, batch: Batch) -> float:
+        device = next(self.policy.parameters()).device
+        return language_loss(self.policy, *(tensor.to(device) for tensor in batch)).item()
 
     def _roll_back(self, answer_id: str, withdrawn: int) -> None:
         used = self._snapshots.restore(self._before.get(answer_id, self._start))
@@ -522,10 +529,14 @@ class LiveLoop:
         return WinRate(step, win_rate(self.reward.score(written).tolist(), list(theirs)))
 
     def _anchor(self, reward_model: PreTrainedModel) -> torch.Tensor:
-        """Features of the SFT model's replies, which anchor the scale of scores; first those on the prompts aside."""
+        """Features of the SFT model's replies, which anchor the scale of scores; first those on the prompts aside.
+
+        The replies are kept too: corrections are taught among them.
+        """
         generator = step_generator(self.seed, 0, salt=12)
         prompts = [*self._aside, *self._prompts[:160]]
         written = sample(self.reference, self.tokenizer, prompts, self._sampling, generator)
+        self._replay = [s.dialogue for s in written if not s.truncated] or [s.dialogue for s in written]
         return features_of(reward_model, [s.dialogue for s in written])
 
     # --- labels, state and events ---
