@@ -195,6 +195,8 @@ def test_the_first_call_after_the_server_was_killed_and_restarted_works(postgres
         finally:
             postgres_server.start()
         assert store.append(given) == 1 and store.rankings() == [given]
+        postgres_server.kill()
+        postgres_server.start()  # and nobody called meanwhile: the store has yet to notice
         assert store.append(answer(question(), "you")) > 1
 
 
@@ -222,7 +224,7 @@ class Gate:
         back = threading.Thread(target=self._answer, args=[server, client], daemon=True)
         back.start()
         while sent := _receive(client):
-            if self.cut_after_commit and b"COMMIT" in sent:
+            if self.cut_after_commit and b"COMMIT\0" in sent:
                 self.cut_after_commit = False
                 client.shutdown(socket.SHUT_RDWR)
                 server.sendall(sent)
