@@ -9,6 +9,10 @@ from typing import Any
 _HOMES = {
     "RankingWidget": ".ranking",
     "CompareWidget": ".compare",
+    "GradedCompareWidget": ".compare",
+    "RatingWidget": ".rating",
+    "ThumbsWidget": ".thumbs",
+    "CorrectionWidget": ".correction",
     "CurvesWidget": ".curves",
     "Studio": ".studio",
 }

@@ -58,11 +58,34 @@ function actionButton(action, run) {
   return button;
 }
 
+/** A value as text in which equal values are equal, whatever the order of their fields. */
+const canonical = (value) =>
+  JSON.stringify(value, (_, v) => (v && typeof v === "object" && !Array.isArray(v) ? Object.fromEntries(Object.entries(v).sort()) : v));
+
+/** Guidelines as inert elements: blank lines part paragraphs, lines that begin with "- ", "* " or "•" are bullets. */
+function paragraphs(text) {
+  const blocks = [];
+  let block;
+  for (const line of text.split(/\r?\n/)) {
+    const [, bullet] = line.match(/^\s*[-*•]\s+(.*)$/) ?? [];
+    const kind = bullet !== undefined ? "UL" : line.trim() ? "P" : "";
+    if (kind && block?.tagName !== kind) blocks.push((block = h(kind.toLowerCase(), { dir: "auto" })));
+    if (kind === "UL") block.append(h("li", {}, inert(bullet)));
+    if (kind === "P") block.append(block.firstChild ? "\n" : "", inert(line.trim()));
+    if (!kind) block = undefined;
+  }
+  return blocks;
+}
+
+const WIDE = 760; // from this width, in pixels, guidelines stand beside the task, not above it
+
 /**
  * One view of a feedback widget. `kind` says what differs:
- *   title, help           texts;
+ *   name, title, given    CSS name, text, and the status of an answer that decides something;
+ *   blank(view)           the fields of a draft in which nothing was done yet;
  *   actions(view)         its own actions: {label, cap, shortcut, keys, run, hint?, enabled?, pressed?, primary?};
- *   key(view, event)      handles other keys (the replies' numbers, arrows); true when it did;
+ *   key(view, event)      handles other keys (the replies' numbers, arrows);
+ *   typed(view, event)    handles keys in a text field, where no other key does anything but write;
  *   build(view)           the replies' elements for a new question, put into view.body;
  *   update(view)          draw the draft;   status(view) one sentence on where the draft stands.
  * Returns the clean-up.
@@ -75,8 +98,10 @@ function feedbackView(model, host, kind) {
     get open() { return Boolean(this.shown.id) && !this.pending; },
     get draft() {
       const draft = model.get("draft");
-      return draft.tiers && draft.question === this.shown.id ? draft : { question: this.shown.id, tiers: [] };
+      const about = { question: this.shown.id, reply: this.shown.reply };
+      return { ...kind.blank(this), ...(draft.question === about.question && draft.reply === about.reply ? draft : about) };
     },
+    get begun() { return Object.entries(kind.blank(this)).some(([field, value]) => canonical(this.draft[field]) !== canonical(value)); },
     get saving() { return isWaiting("answer", "acknowledged"); },
     get undoing() { return isWaiting("undo", "undone"); },
     get pending() { return this.saving || this.undoing; },
@@ -85,10 +110,11 @@ function feedbackView(model, host, kind) {
       model.set("draft", { since: Date.now(), ...this.draft, ...change });
       model.save_changes();
     },
-    submit(order, status = "ranked") {
+    submit(decision, status = kind.given) {
       if (!this.open) return;
       const seconds = Math.max(0, Date.now() - (this.draft.since ?? Date.now())) / 1000;
-      send({ question: this.shown.id, order, status, seconds });
+      const { id: question, reply } = this.shown;
+      send({ question, ...(reply && { reply }), ...decision, status }, seconds);
     },
   };
 
@@ -97,12 +123,11 @@ function feedbackView(model, host, kind) {
     return Boolean(id) && model.get(reply).id !== id && model.get("error") === "";
   }
 
-  function send(answer) {
+  function send(decision, seconds) {
     // The same decision sent again (after an error) keeps its id, so that the store recognises it.
-    const last = model.get("answer");
-    const failed = last.id && last.id !== model.get("acknowledged").id;
-    const same = failed && ["question", "order", "status"].every((f) => JSON.stringify(last[f]) === JSON.stringify(answer[f]));
-    const sent = same ? { ...last, attempt: last.attempt + 1 } : { id: newId(), ...answer, attempt: 1 };
+    const { id, attempt, seconds: _, ...last } = model.get("answer");
+    const same = id && id !== model.get("acknowledged").id && canonical(last) === canonical(decision);
+    const sent = same ? { ...model.get("answer"), attempt: attempt + 1 } : { id: newId(), ...decision, seconds, attempt: 1 };
     model.set({ answer: sent, error: "" });
     model.save_changes();
   }
@@ -112,10 +137,15 @@ function feedbackView(model, host, kind) {
     model.save_changes();
   }
 
+  function toggleGuidelines() {
+    model.set("guidelines_open", !model.get("guidelines_open"));
+    model.save_changes();
+  }
+
   const actions = [
     ...kind.actions(view),
-    { label: "Can't decide", cap: "D", shortcut: "d", keys: ["d"], run: () => view.submit([], "undecided"), quiet: true },
-    { label: "Skip", cap: "S", shortcut: "s", keys: ["s"], run: () => view.submit([], "skipped"), quiet: true },
+    { label: "Can't decide", cap: "D", shortcut: "d", keys: ["d"], run: () => view.submit({}, "undecided"), quiet: true },
+    { label: "Skip", cap: "S", shortcut: "s", keys: ["s"], run: () => view.submit({}, "skipped"), quiet: true },
     {
       label: "Undo", cap: "U", shortcut: "u", keys: ["u"], run: undo, hint: "Take your last saved answer back and ask its question again", quiet: true,
       enabled: () => model.get("can_undo") && !view.pending, always: true,
@@ -142,6 +172,8 @@ function feedbackView(model, host, kind) {
   );
   const group = (quiet) => h("div", { class: "rlhf-buttons" }, ...buttons.filter((_, i) => Boolean(actions[i].quiet) === quiet));
   view.body = h("div", { class: "rlhf-body" });
+  const rules = h("div", { class: "rlhf-guidelines", role: "region", "aria-label": "Guidelines", tabindex: "0" });
+  const rulesButton = actionButton({ label: "Guidelines", cap: "G", shortcut: "g", hint: "Show or hide the guidelines" }, toggleGuidelines);
   const asked = h(
     "div", { class: "rlhf-asked" },
     h("div", { class: "rlhf-prompt" }, h("span", { class: "rlhf-label" }, "Prompt"), prompt),
@@ -153,12 +185,20 @@ function feedbackView(model, host, kind) {
     h(
       "div", { class: "rlhf-header" },
       h("span", { class: "rlhf-title" }, kind.title),
+      rulesButton,
       h("span", { class: "rlhf-progress" }, progressText, h("span", { class: "rlhf-progress-track", "aria-hidden": "true" }, progressBar)),
     ),
-    asked, wait,
-    h("div", { class: "rlhf-footer" }, group(false), group(true)),
-    h("div", { class: "rlhf-line" }, status, h("span", { class: "rlhf-focus-hint" }, "Click here or press Tab to use the keys")),
-    alert,
+    h(
+      "div", { class: "rlhf-layout" },
+      h(
+        "div", { class: "rlhf-task" },
+        asked, wait,
+        h("div", { class: "rlhf-footer" }, group(false), group(true)),
+        h("div", { class: "rlhf-line" }, status, h("span", { class: "rlhf-focus-hint" }, "Click here or press Tab to use the keys")),
+        alert,
+      ),
+      rules,
+    ),
   );
   view.root = root;
 
@@ -168,7 +208,7 @@ function feedbackView(model, host, kind) {
   }
 
   function onpointerdown(event) {
-    if (!event.target.closest("button, [tabindex]:not(.rlhf-feedback)")) root.focus({ preventScroll: true });
+    if (!event.target.closest("button, textarea, [tabindex]:not(.rlhf-feedback)")) root.focus({ preventScroll: true });
   }
 
   // JupyterLab must not see the keys: `x` would cut the cell, Enter would edit it.
@@ -176,10 +216,12 @@ function feedbackView(model, host, kind) {
     event.stopPropagation();
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if ((event.ctrlKey || event.metaKey) && key === "s") event.preventDefault(); // the browser's "save page" dialog
+    if (event.target.closest("textarea")) return kind.typed?.(view, event);
     if (event.ctrlKey || event.metaKey || event.altKey || key === "Tab" || /^F\d+$|^Page|^Home$|^End$/.test(key)) return;
     if (event.target.closest("button") && (key === "Enter" || key === " ")) return; // the button's own click
     event.preventDefault();
     if (event.repeat) return;
+    if (key === "g" && !rulesButton.hidden) return toggleGuidelines();
     const action = actions.find(({ keys }) => keys.includes(key));
     if (action) return isEnabled(action) ? action.run() : undefined;
     if (view.open) kind.key(view, event);
@@ -208,12 +250,24 @@ function feedbackView(model, host, kind) {
     root.classList.toggle("rlhf-busy", view.pending);
     if (id) kind.update(view);
     if (hadFocus && !root.contains(document.activeElement)) root.focus({ preventScroll: true });
+    drawGuidelines();
     actions.forEach((action, i) => {
       buttons[i].setAttribute("aria-disabled", String(!isEnabled(action)));
       if (action.pressed) buttons[i].setAttribute("aria-pressed", String(action.pressed()));
     });
     drawProgress();
     drawMessages();
+  }
+
+  let drawnRules;
+  function drawGuidelines() {
+    const { text = "" } = model.get("guidelines");
+    const isOpen = Boolean(text) && model.get("guidelines_open");
+    if (text !== drawnRules) rules.replaceChildren(...paragraphs((drawnRules = text)));
+    rulesButton.hidden = !text;
+    rulesButton.setAttribute("aria-expanded", String(isOpen));
+    rules.hidden = !isOpen;
+    root.classList.toggle("rlhf-guided", isOpen);
   }
 
   function drawProgress() {
@@ -244,7 +298,7 @@ function feedbackView(model, host, kind) {
   /** Whether the last answer is in the database and the next has not been begun. */
   function isSaved() {
     const { id } = model.get("acknowledged");
-    return Boolean(id) && id === model.get("answer").id && model.get("error") === "" && !view.draft.tiers.length;
+    return Boolean(id) && id === model.get("answer").id && model.get("error") === "" && !view.begun;
   }
 
   // Several traits change in one message: draw once, after all of them.
@@ -258,12 +312,20 @@ function feedbackView(model, host, kind) {
       if (alive) draw();
     });
   }
-  const traits = ["shown", "draft", "answer", "acknowledged", "undo", "undone", "error", "progress", "wait_text", "can_undo"];
+  const traits = ["shown", "draft", "answer", "acknowledged", "undo", "undone", "error", "progress", "wait_text", "can_undo", "guidelines", "guidelines_open"];
   for (const trait of traits) model.on(`change:${trait}`, schedule);
+  const sizes = new ResizeObserver(() => {
+    root.classList.toggle("rlhf-wide", root.clientWidth >= WIDE);
+    // What scrolls must be reachable by keyboard.
+    if (prompt.scrollHeight > prompt.clientHeight + 1) prompt.setAttribute("tabindex", "0");
+    else prompt.removeAttribute("tabindex");
+  });
+  sizes.observe(root);
   host.append(root);
   draw();
   return () => {
     alive = false;
+    sizes.disconnect();
     clearTimeout(patience);
     kind.cleanup?.(view);
     for (const trait of traits) model.off(`change:${trait}`, schedule);

@@ -51,6 +51,8 @@ function moved(tiers, n, by) {
 
 const ranking = {
   name: "ranking",
+  given: "ranked",
+  blank: () => ({ tiers: [], tie: false }),
   title: "Rank the replies, best first",
   help: "Best first: press a reply's number, click it, or drag it.",
 
@@ -73,7 +75,7 @@ const ranking = {
     return [
       {
         label: "Confirm", cap: "Enter", shortcut: "Enter", keys: ["Enter"], primary: true,
-        enabled: () => ranking.complete(view) !== null, run: () => view.submit(ranking.complete(view)),
+        enabled: () => ranking.complete(view) !== null, run: () => view.submit({ order: ranking.complete(view) }),
       },
       {
         label: "Tie next", cap: "=", shortcut: "=", keys: ["=", "t"], hint: "The next reply ties with the last one ranked (= or T)",
