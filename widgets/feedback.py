@@ -176,16 +176,27 @@ class FeedbackWidget(anywidget.AnyWidget):
         """The rankings among `answers`."""
         return [answer for answer in self.answers if isinstance(answer, Ranking)]
 
-    def show(self, question: Question | None) -> None:
+    def show(self, question: Question | None, answer: Answer | None = None) -> None:
         """Put `question` on the screen now, in place of what is there; None shows `wait_text`. From any thread.
 
-        InputError when this widget cannot ask it (a ranking of one reply).
+        With `answer`, one given earlier, what was decided then stands there for the person to change. InputError when
+        this widget cannot ask the question (a ranking of one reply).
         """
         if question is not None:
             self._check(question)
+        screen = Screen(question)
+        if question is not None and answer is not None and answer.question_id == question.id:
+            screen = Screen(question, (answer.target,), self._draft_of(question, answer))
         with self._lock, self.hold_sync():
-            self._put(Screen(question))
+            self._put(screen)
             self.error = ""
+
+    def forget(self, answer_ids: Iterable[str]) -> None:
+        """These answers were taken back elsewhere: they count as done no more, and Undo passes them by."""
+        gone = set(answer_ids)
+        with self._lock, self.hold_sync():
+            self._history = [(question, answer) for question, answer in self._history if answer.id not in gone]
+            self._count()
 
     def refresh(self) -> None:
         """Ask for the next question if none is on the screen: call it when new ones are ready. From any thread."""
