@@ -340,8 +340,16 @@ def _percentiles(value: float, drawn: np.ndarray, n: int, questions: int) -> Int
         return None
     low, high = (float(bound) for bound in np.percentile(drawn, (2.5, 97.5)))
     if value > 1 - 1e-12:
-        low = min(low, questions / (questions + Z95**2))
+        low = min(low, wilson(questions, questions).low)
     return Interval(float(value), min(low, float(value)), max(high, float(value)), n)
+
+
+def wilson(successes: float, n: int) -> Interval:
+    """A share and Wilson's 95% score interval (1927); `rlhf_lab.evaluation.wilson_interval`, for use without torch."""
+    share, z2 = successes / n, Z95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2)) / (1 + z2 / n)
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
 # --- from answers to tables -------------------------------------------------------------------------------------------
@@ -353,7 +361,7 @@ def pair_data(answers: Source) -> ReliabilityData:
     Where one person both ranked and rated a question, the ranking counts.
     """
     cells = {}
-    for answer in _one_each(answers):
+    for answer in one_each(answers):
         for better, worse, tie in pairs_of_order(order_of(answer)):
             first, second = sorted((better, worse))
             value = 0 if tie else 1 if better == first else -1
@@ -363,7 +371,7 @@ def pair_data(answers: Source) -> ReliabilityData:
 
 def grade_data(answers: Source) -> ReliabilityData:
     """How much better, as one scale of nine: 4 the first is significantly better … 0 a tie … −4 the second."""
-    given = [a for a in _one_each(answers) if isinstance(a, Ranking) and a.given and sum(map(len, a.order)) == 2]
+    given = [a for a in one_each(answers) if isinstance(a, Ranking) and a.given and sum(map(len, a.order)) == 2]
     graded = {answer.question_id for answer in given if answer.grade}
     cells = {}
     for answer in given:
@@ -379,7 +387,7 @@ def grade_data(answers: Source) -> ReliabilityData:
 def rank_data(answers: Source) -> ReliabilityData:
     """Each reply's place in a whole ranking, 0 the best to 1 the last, tied replies in the middle of their places."""
     cells = {}
-    for answer in _one_each(answers):
+    for answer in one_each(answers):
         order, above = order_of(answer), 0
         size = sum(map(len, order))
         for tier in order if size > 1 else ():
@@ -393,7 +401,7 @@ def rating_data(answers: Source, attribute: str) -> ReliabilityData:
     """Marks, 1 to 5, of one attribute of each reply."""
     cells = {
         (answer.annotator, (answer.question_id, candidate)): marks[attribute]
-        for answer in _answers(answers)
+        for answer in answers_in(answers)
         if isinstance(answer, Rating) and answer.given
         for candidate, marks in answer.scores.items()
         if attribute in marks
@@ -405,21 +413,21 @@ def vote_data(answers: Source) -> ReliabilityData:
     """Thumbs: 1 up, 0 down, of each reply."""
     cells = {
         (answer.annotator, (answer.question_id, answer.candidate)): int(bool(answer.up))
-        for answer in _answers(answers)
+        for answer in answers_in(answers)
         if isinstance(answer, Vote) and answer.given
     }
     return _table(cells, "nominal")
 
 
-def _answers(source: Any) -> list[Answer]:
+def answers_in(source: Any) -> list[Answer]:
     """The answers of a store (those in force), or the answers given."""
     return source.answers() if hasattr(source, "answers") else list(source)
 
 
-def _one_each(source: Any) -> list[Ranking | Rating]:
+def one_each(source: Any) -> list[Ranking | Rating]:
     """One ordering answer of each person to each question: the last ranking, or else the last rating."""
     latest: dict[tuple[str, str], Ranking | Rating] = {}
-    answers = [answer for answer in _answers(source) if answer.given]
+    answers = [answer for answer in answers_in(source) if answer.given]
     for kind in (Rating, Ranking):
         latest |= {(a.question_id, a.annotator): a for a in answers if isinstance(a, kind)}
     return list(latest.values())
@@ -464,7 +472,7 @@ class AgreementReport:
 
 def agreement_report(answers: Source, resamples: int = 500, seed: int = 0) -> AgreementReport:
     """Every coefficient that these answers allow; `answers` may be a store."""
-    answers = _answers(answers)
+    answers = answers_in(answers)
     pairs = pair_data(answers)
     attributes = dict.fromkeys(name for a in answers if isinstance(a, Rating) for name in a.attributes)
     options = {"resamples": resamples, "seed": seed}
@@ -551,7 +559,7 @@ def model_agreement(
 
     Questions without scores are left out. InputError where a question's scores lack one of its replies, or hold a NaN.
     """
-    given = [a for a in _one_each(answers) if a.question_id in scores and person in (None, a.annotator)]
+    given = [a for a in one_each(answers) if a.question_id in scores and person in (None, a.annotator)]
     people = pair_data(given)
     model = _verdicts_of(scores, people)
     right = np.where(model == 0, 0.5, model == people.values).astype(float)
