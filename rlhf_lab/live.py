@@ -50,6 +50,7 @@ from .models import Critic, fingerprint, frozen_copy
 from .personal import Key, PersonalReward, Prior, key_of, population_prior
 from .ppo import PPO, draw_prompts
 from .records import (
+    ANSWERS,
     Answer,
     Candidate,
     Correction,
@@ -62,6 +63,7 @@ from .records import (
     StateChanged,
     Taught,
     WinRate,
+    answer_from_dict,
     new_id,
 )
 from .reward import TasteModel, features_of
@@ -301,6 +303,14 @@ class LiveLoop:
         request = _Reply(conversation_prompt(turns, self.config.chat_memory), k, checkpoint, Future())
         self._hand_over(request)
         return request.question.result()
+
+    def given(self) -> list[tuple[Question, Answer, bool]]:
+        """Every answer of this annotator, oldest first: its question, itself, and whether it was not withdrawn."""
+        events = [event for event in self.store.events() if event.annotator == self.annotator]
+        gone = {event.withdraws for event in events}
+        answers = [answer_from_dict(event.kind, event.payload) for event in events if event.kind in ANSWERS]
+        asked = {question.id: question for question in self.store.questions({a.question_id for a in answers})}
+        return [(asked[answer.question_id], answer, answer.id not in gone) for answer in answers]
 
     def submit(self, answer: Answer) -> int:
         """Stores an answer durably, then hands it to the worker. Returns its place in the store.

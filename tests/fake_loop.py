@@ -5,23 +5,28 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rlhf_lab.errors import InputError
 from rlhf_lab.records import (
+    Answer,
     Candidate,
+    Correction,
     Effect,
     Interval,
     LiveEvent,
     Question,
     QuestionsReady,
-    Ranking,
     RewardUpdate,
+    RolledBack,
     Rollout,
     StateChanged,
     StepStats,
+    Taught,
+    Vote,
     WinRate,
     comparisons_of,
+    order_of,
 )
 
 
@@ -39,20 +44,33 @@ class FakeLoop:
     """Does the least that `LiveLoop` promises; `calls` holds what was asked of it, `emit` says an event."""
 
     annotator = "ada"
+    checkpoints = ("policy", "sft")
 
     def __init__(self, questions: list[Question] | None = None) -> None:
         self.questions = list(questions or [])
         self.state = "idle"
         self.calls: list[str] = []
-        self.rankings: list[Ranking] = []
+        self.log: list[Answer] = []
+        self.withdrawn: set[str] = set()
         self.history: list[LiveEvent] = []
         self.callbacks: list[Callable[[LiveEvent], None]] = []
         self.failing: dict[str, Exception] = {}
-        self._given: dict[str, Question] = {}
+        self.replying = threading.Event()  # cleared: `reply` waits
+        self.replying.set()
+        self.known: dict[str, Question] = {}  # the store's questions
+        self.ppo_step = 0
+        self._step_of: dict[str, int] = {}  # answer id → the PPO step at which it was given
+
+    @property
+    def answers(self) -> list[Answer]:
+        return [answer for answer in self.log if answer.id not in self.withdrawn]
 
     @property
     def labels(self) -> int:
-        return len(self.rankings)
+        return sum(answer.given for answer in self.answers)
+
+    def given(self) -> list[tuple[Question, Answer, bool]]:
+        return [(self.known[answer.question_id], answer, answer.id not in self.withdrawn) for answer in self.log]
 
     def _called(self, name: str) -> None:
         self.calls.append(name)
@@ -79,21 +97,68 @@ class FakeLoop:
         if not self.questions:
             return None
         question = self.questions.pop(0)
-        self._given[question.id] = question
+        self.known[question.id] = question
         return question
 
-    def submit(self, ranking: Ranking) -> int:
+    def ask(self, question: Question) -> Question:
+        self._called("ask")
+        return self.known.setdefault(question.id, question)
+
+    def submit(self, answer: Answer) -> int:
         self._called("submit")
-        self.rankings.append(ranking)
-        return self.labels
+        if answer.question_id not in self.known:
+            raise InputError(f"no question {answer.question_id!r}; ask it before its answers")
+        answer.check(self.known[answer.question_id])
+        self.log.append(answer)
+        self._step_of[answer.id] = self.ppo_step
+        return len(self.log)
 
     def undo(self) -> Question | None:
         self._called("undo")
-        return self._given[self.rankings.pop().question_id] if self.rankings else None
+        return self._take_back(self.answers[-1]) if self.answers else None
+
+    def withdraw(self, answer_id: str) -> Question:
+        self._called("withdraw")
+        return self._take_back(self._answer(answer_id))
+
+    def rollback(self, answer_id: str) -> int:
+        self._called("rollback")
+        first = self.log.index(self._answer(answer_id))
+        gone = [answer for answer in self.log[first:] if answer.id not in self.withdrawn]
+        self.withdrawn |= {answer.id for answer in gone}
+        self._restore(answer_id, len(gone))
+        return len(gone)
 
     def ask_again(self) -> Question | None:
         self._called("ask_again")
-        return self._given[self.rankings[0].question_id] if self.rankings else None
+        return self.known[self.answers[0].question_id] if self.answers else None
+
+    def reply(self, turns: Sequence[tuple[str, str]], k: int = 1, checkpoint: str = "policy") -> Question:
+        self._called(f"reply {k} {checkpoint}")
+        self.replying.wait()
+        if not turns or turns[-1][0] != "user":
+            raise InputError("the last turn must be the user's")
+        question = self._replies(turns[-1][1], k, checkpoint)
+        self.known[question.id] = question
+        return question
+
+    def _replies(self, prompt: str, k: int, checkpoint: str) -> Question:
+        name = f"chat-{len(self.known)}"
+        texts = [f"{checkpoint} says {name}-{i} to {prompt}" for i in range(k)]
+        return Question(name, prompt, tuple(Candidate(f"{name}-{i}", t, checkpoint) for i, t in enumerate(texts)))
+
+    def _answer(self, answer_id: str) -> Answer:
+        found = next((answer for answer in self.log if answer.id == answer_id), None)
+        if found is None:
+            raise InputError(f"there is no answer {answer_id!r} of yours")
+        return found
+
+    def _take_back(self, answer: Answer) -> Question:
+        self.withdrawn.add(answer.id)
+        return self.known[answer.question_id]
+
+    def _restore(self, answer_id: str, withdrawn: int) -> None:
+        self.emit(RolledBack(self.ppo_step, self._step_of[answer_id], answer_id, withdrawn, self.labels))
 
     def subscribe(self, callback: Callable[[LiveEvent], None]) -> Callable[[], None]:
         self.callbacks.append(callback)
@@ -104,6 +169,8 @@ class FakeLoop:
         self.emit(StateChanged(state, message))
 
     def emit(self, event: LiveEvent) -> None:
+        if isinstance(event, StepStats):
+            self.ppo_step = event.step
         self.history.append(event)
         for callback in list(self.callbacks):
             callback(event)
@@ -131,17 +198,17 @@ Features = tuple[float, float, float, float]
 
 class DemoLoop(FakeLoop):
     """Plays the whole loop in pure Python: a linear reward model on four hand-made features really learns from the
-    rankings, and the policy is the closed-form optimum p ∝ p₀·exp(score/β), approached step by step."""
+    answers, and the policy is the closed-form optimum p ∝ p₀·exp(score/β), approached step by step."""
 
     annotator = "you"
 
     def __init__(self, seconds: float = 0.25, seed: int = 0) -> None:
         super().__init__()
         self._random = random.Random(seed)
-        self._seconds, self._number = seconds, 0
+        self._seconds, self._age = seconds, 0  # the age counts the policy's PPO steps; a rollback takes them back
         self._weights = [-0.5, 0.2, 0.8, 0.6]
-        self._features: dict[str, Features] = {}
-        self._asked: list[tuple[Question, Ranking]] = []
+        self._before: dict[str, tuple[list[float], int]] = {}  # answer id → weights and age just before it
+        self._asked: list[tuple[Question, Answer]] = []
         self._agreements: list[float] = []
         self._lock = threading.RLock()
         self._go, self._end, self._once = threading.Event(), threading.Event(), 0
@@ -170,17 +237,36 @@ class DemoLoop(FakeLoop):
         with self._lock:
             return super().next_question()
 
-    def submit(self, ranking: Ranking) -> int:
-        question = self._given.get(ranking.question_id)
-        if question is None:
-            raise InputError(f"question {ranking.question_id!r} was never asked")
-        ranking.check(question)
+    def submit(self, answer: Answer) -> int:
         with self._lock:
-            number = super().submit(ranking)
-            if ranking.status == "ranked":
-                self._asked.append((question, ranking))
-                threading.Thread(target=self._learn, args=(question, ranking, number), daemon=True).start()
+            number = super().submit(answer)
+            self._before[answer.id] = (list(self._weights), self._age)
+        if answer.given:
+            threading.Thread(target=self._learn, args=(self.known[answer.question_id], answer), daemon=True).start()
         return number
+
+    def reply(self, turns: Sequence[tuple[str, str]], k: int = 1, checkpoint: str = "policy") -> Question:
+        threading.Event().wait(self._seconds)
+        return super().reply(turns, k, checkpoint)
+
+    def _replies(self, prompt: str, k: int, checkpoint: str) -> Question:
+        with self._lock:
+            asked = set(prompt.lower().split())
+            fact = max(FACTS, key=lambda fact: len(asked & set(fact[0].lower().split())))
+            sharpness = self._sharpness() if checkpoint == "policy" else 0.0
+            texts = dict.fromkeys(self._write(fact, sharpness)[0] for _ in range(6 * k))
+            name = f"chat-{len(self.known)}"
+            candidates = [Candidate(f"{name}-{i}", text, checkpoint) for i, text in enumerate(list(texts)[:k])]
+            return Question(name, prompt, tuple(candidates))
+
+    def _restore(self, answer_id: str, withdrawn: int) -> None:
+        def work() -> None:
+            with self._lock:
+                self._weights, self._age = self._before[answer_id]
+                self._asked = [(q, a) for q, a in self._asked if a.id not in self.withdrawn]
+            super(DemoLoop, self)._restore(answer_id, withdrawn)
+
+        threading.Thread(target=work, daemon=True).start()
 
     def _work(self) -> None:
         if self._thread is None or not self._thread.is_alive():
@@ -196,21 +282,22 @@ class DemoLoop(FakeLoop):
 
     def _write(self, fact: tuple[str, str, str], sharpness: float) -> tuple[str, float]:
         """A reply of the policy, whose taste for the reward grows with `sharpness`; and its score."""
-        drafts = []
-        for opening in OPENINGS:
-            for right, body in ((1.0, fact[1]), (0.0, fact[2])):
-                for closing in CLOSINGS:
-                    polite = {OPENINGS[0]: 1.0, OPENINGS[1]: 1.0, OPENINGS[3]: -1.0}.get(opening, 0.0)
-                    rude = float(closing == CLOSINGS[2])
-                    text = f"{opening}{body}{closing}"
-                    self._features[text] = (polite, right, rude, len(text) / 100)
-                    drafts.append(text)
-        weights = [math.exp(sharpness * self._score(text)) for text in drafts]
-        reply = self._random.choices(drafts, weights)[0]
+        drafts = [
+            (opening, body, closing) for opening in OPENINGS for body in (fact[1], fact[2]) for closing in CLOSINGS
+        ]
+        texts = ["".join(draft) for draft in drafts]
+        weights = [math.exp(sharpness * self._score(text)) for text in texts]
+        reply = self._random.choices(texts, weights)[0]
         return reply, self._score(reply)
 
+    def _features_of(self, text: str) -> Features:
+        """How polite, right, rude and long a text is, read off it."""
+        polite = sum(opening in text for opening in OPENINGS[:2]) - (OPENINGS[3] in text)
+        right = any(fact[1] in text for fact in FACTS)
+        return (float(polite), float(right), float(CLOSINGS[2] in text), len(text) / 100)
+
     def _score(self, text: str) -> float:
-        return sum(weight * feature for weight, feature in zip(self._weights, self._features[text], strict=True))
+        return sum(weight * feature for weight, feature in zip(self._weights, self._features_of(text), strict=True))
 
     def _write_questions(self) -> None:
         with self._lock:
@@ -220,56 +307,84 @@ class DemoLoop(FakeLoop):
                 while len(texts) < 4:
                     reply, _ = self._write(fact, self._sharpness() * 0.2)
                     texts += [reply] * (reply not in texts)
-                name = f"question-{len(self._given) + len(self.questions)}"
+                name = f"question-{len(self.known) + len(self.questions)}"
                 candidates = tuple(Candidate(f"{name}-{i}", text, "policy") for i, text in enumerate(texts))
                 self.questions.append(Question(name, fact[0], candidates))
-        self.emit(QuestionsReady(len(self.questions), self._number))
+        self.emit(QuestionsReady(len(self.questions), self.ppo_step))
 
     def _sharpness(self) -> float:
-        return 3.0 * (1 - math.exp(-self._number / 40))
+        return 3.0 * (1 - math.exp(-self._age / 40))
 
     def _ppo_step(self) -> None:
         with self._lock:
-            self._number += 1
-            kl = 9.0 * (1 - math.exp(-self._number / 45)) + self._random.gauss(0, 0.15)
+            self._age += 1
+            kl = 9.0 * (1 - math.exp(-self._age / 45)) + self._random.gauss(0, 0.15)
             facts = self._random.choices(FACTS, k=24)
             rollouts = [
                 Rollout(f[0], *self._write(f, self._sharpness()), abs(self._random.gauss(kl, 1))) for f in facts
             ]
+            number = self.ppo_step + 1
         reward = sum(rollout.score for rollout in rollouts) / len(rollouts)
-        self.emit(make_stats(self._number, reward=reward, kl=max(0.0, kl), samples=tuple(rollouts)))
-        if self._number % 5 == 0:
-            rate = 0.5 + 0.36 * (1 - math.exp(-self._number / 35)) + self._random.gauss(0, 0.015)
+        self.emit(make_stats(number, reward=reward, kl=max(0.0, kl), samples=tuple(rollouts)))
+        if number % 5 == 0:
+            rate = 0.5 + 0.36 * (1 - math.exp(-self._age / 35)) + self._random.gauss(0, 0.015)
             half = 1.96 * math.sqrt(rate * (1 - rate) / 64)
-            self.emit(WinRate(self._number, Interval(rate, rate - half, min(1.0, rate + half), 64)))
+            self.emit(WinRate(number, Interval(rate, rate - half, min(1.0, rate + half), 64)))
         if len(self.questions) < 2:
             self._write_questions()
 
-    def _learn(self, question: Question, ranking: Ranking, number: int) -> None:
-        """Bradley–Terry on this ranking's pairs, by gradient ascent on the four weights."""
-        latest = [*reversed(self._asked[-4:])]
-        before = [tuple(self._score(c.text) for c in q.candidates) for q, _ in latest]
-        pairs = [pair for pair in comparisons_of(question, ranking) if not pair.tie]
-        right = [self._score(pair.chosen) > self._score(pair.rejected) for pair in pairs]
-        for _ in range(30):
-            for pair in pairs:
-                chosen, rejected = self._features[pair.chosen], self._features[pair.rejected]
-                push = 0.02 / (1 + math.exp(self._score(pair.chosen) - self._score(pair.rejected)))
-                self._weights = [w + push * (c - r) for w, c, r in zip(self._weights, chosen, rejected, strict=True)]
-        effects = tuple(
-            Effect(q, r.order, scores, tuple(self._score(c.text) for c in q.candidates))
-            for (q, r), scores in zip(latest, before, strict=True)
-        )
-        agreement = sum(right) / len(right) if right else None
-        self._agreements += [agreement] * (agreement is not None)
-        window = self._agreements[-10:]
-        running = sum(window) / len(window) if window else None
-        self.emit(RewardUpdate(number, ranking.id, agreement, running, 10, effects))
+    def _learn(self, question: Question, answer: Answer) -> None:
+        """Bradley–Terry on this answer's pairs, by gradient ascent on the four weights."""
+        with self._lock:
+            self._asked.append((question, answer))
+            latest = [(self._judged(q, a), self._order(a)) for q, a in reversed(self._asked[-5:])]
+            before = [self._scores(q) for q, _ in latest]
+            pairs = self._pairs(question, answer)
+            right = [self._score(chosen) > self._score(rejected) for chosen, rejected in pairs]
+            for _ in range(30):
+                for chosen, rejected in pairs:
+                    push = 0.02 / (1 + math.exp(self._score(chosen) - self._score(rejected)))
+                    both = zip(self._weights, self._features_of(chosen), self._features_of(rejected), strict=True)
+                    self._weights = [w + push * (c - r) for w, c, r in both]
+            effects = tuple(
+                Effect(q, order, scores, self._scores(q)) for (q, order), scores in zip(latest, before, strict=True)
+            )
+            agreement = sum(right) / len(right) if right and answer.kind != "vote" else None
+            self._agreements += [agreement] * (agreement is not None)
+            window = self._agreements[-10:]
+            running = sum(window) / len(window) if window else None
+        self.emit(RewardUpdate(self.labels, answer.id, agreement, running, 10, effects, kind=answer.kind))
+        if isinstance(answer, Correction):
+            self.emit(Taught(self.ppo_step, 1, 1.31, 0.21))
+
+    def _scores(self, question: Question) -> tuple[float, ...]:
+        return tuple(self._score(candidate.text) for candidate in question.candidates)
+
+    @staticmethod
+    def _judged(question: Question, answer: Answer) -> Question:
+        """The question as the effect shows it: the reply voted on; the corrected text, then the original."""
+        if answer.kind not in ("vote", "correction"):
+            return question
+        shown = [candidate for candidate in question.candidates if candidate.id == answer.target]
+        if isinstance(answer, Correction):
+            shown = [Candidate(answer.id, answer.text, "you"), *shown]
+        return Question(question.id, question.prompt, tuple(shown))
+
+    @staticmethod
+    def _order(answer: Answer) -> tuple[tuple[str, ...], ...]:
+        return ((answer.id,), (answer.candidate,)) if isinstance(answer, Correction) else order_of(answer)
+
+    def _pairs(self, question: Question, answer: Answer) -> list[tuple[str, str]]:
+        """(better, worse) texts; a vote compares with a reply that is neither polite nor right."""
+        if isinstance(answer, Vote):
+            text = question.texts[answer.candidate]
+            return [(text, OPENINGS[3])] if answer.up else [(OPENINGS[0], text)]
+        return [(pair.chosen, pair.rejected) for pair in comparisons_of(question, answer) if not pair.tie]
 
     def rank_like_a_person(self, question: Question) -> tuple[tuple[str, ...], ...]:
         """An order by a person's taste: right and polite first."""
         taste = {
-            c.id: sum(w * f for w, f in zip((1.2, 2.0, -1.0, -0.2), self._features[c.text], strict=True))
+            c.id: sum(w * f for w, f in zip((1.2, 2.0, -1.0, -0.2), self._features_of(c.text), strict=True))
             for c in question.candidates
         }
         return tuple((c,) for c in sorted(taste, key=lambda c: -taste[c]))

@@ -32,6 +32,9 @@ class Page:
             have[part["start"] : part["start"] + len(part["points"])] = part["points"]
         start = message["marks"]["start"]
         self.marks[start : start + len(message["marks"]["items"])] = message["marks"]["items"]
+        for place, mark in message["marks"]["changed"]:
+            self.marks[place] = mark
+        self.cuts = message["cuts"]
 
     def hello(self):
         self.widget._handle_custom_msg({"type": "hello"}, [])
@@ -49,7 +52,7 @@ def test_points_reach_the_page_as_they_come():
     widget.add("win/gold", 1, 0.6, low=0.5, high=0.7)
     widget.mark(1, "your label 1")
     assert page.series == {"reward": [(1.0, 0.5, None, None)], "win/gold": [(1.0, 0.6, 0.5, 0.7)]}
-    assert page.marks == [(1.0, "your label 1")]
+    assert [mark[:2] for mark in page.marks] == [[1.0, "your label 1"]]
 
 
 def test_only_what_is_new_is_sent_to_a_page_that_has_said_hello():
@@ -71,7 +74,7 @@ def test_a_page_that_opens_late_or_again_gets_everything():
         page = Page(widget)
         page.hello()
         assert [point[1] for point in page.series["reward"]] == [2 * x for x in range(50)]
-        assert page.marks == [(7.0, "your label 1")]
+        assert [mark[:2] for mark in page.marks] == [[7.0, "your label 1"]]
 
 
 def test_a_page_that_opens_inside_a_running_cell_misses_nothing():

@@ -47,10 +47,10 @@ def press(studio: Studio, action: str) -> None:
 
 def rank(studio: Studio, answer_id: str, order=None, status: str = "ranked") -> None:
     """Answer the question on the screen as the page does."""
-    count = len(studio.ranking.shown["replies"])
+    count = len(studio.widget.shown["replies"])
     order = [[n] for n in range(1, count + 1)] if order is None else order
-    answer = {"id": answer_id, "question": studio.ranking.shown["id"], "order": order, "status": status}
-    studio.ranking.set_state({"answer": answer | {"seconds": 1.0, "attempt": 1}, "error": ""})
+    answer = {"id": answer_id, "question": studio.widget.shown["id"], "order": order, "status": status}
+    studio.widget.set_state({"answer": answer | {"seconds": 1.0, "attempt": 1}, "error": ""})
 
 
 def wait_for(condition) -> None:
@@ -60,9 +60,9 @@ def wait_for(condition) -> None:
         time.sleep(0.005)
 
 
-def update(labels: int, **fields) -> RewardUpdate:
+def update(labels: int, answer_id: str = "r", **fields) -> RewardUpdate:
     return RewardUpdate(
-        **{"labels": labels, "ranking_id": "r", "agreement": 0.5, "running_agreement": 0.6, "window": 10} | fields
+        **{"labels": labels, "ranking_id": answer_id, "agreement": 0.5, "running_agreement": 0.6, "window": 10} | fields
     )
 
 
@@ -116,11 +116,11 @@ def test_an_answer_is_submitted_counted_and_followed_by_the_next_question(open_s
     loop = FakeLoop([make_question("q1"), make_question("q2")])
     studio = open_studio(loop)
     rank(studio, "a1")
-    assert [ranking.question_id for ranking in loop.rankings] == ["q1"]
-    assert loop.rankings[0].annotator == "ada"
-    assert studio.ranking.acknowledged == {"id": "a1", "seq": 1}
+    assert [ranking.question_id for ranking in loop.answers] == ["q1"]
+    assert loop.answers[0].annotator == "ada"
+    assert studio.widget.acknowledged == {"id": "a1", "seq": 1}
     assert shown(studio, "bar")["labels"] == 1
-    assert studio.ranking.question.id == "q2"
+    assert studio.widget.question.id == "q2"
 
 
 def test_a_ranking_that_was_not_stored_is_not_acknowledged_and_the_reason_is_shown(open_studio):
@@ -128,18 +128,18 @@ def test_a_ranking_that_was_not_stored_is_not_acknowledged_and_the_reason_is_sho
     studio = open_studio(loop)
     loop.failing["submit"] = InputError("the disk is full; your label was not stored")
     rank(studio, "a1")
-    assert studio.ranking.acknowledged == {} and studio.ranking.question.id == "q1"
-    assert "the disk is full" in studio.ranking.error
+    assert studio.widget.acknowledged == {} and studio.widget.question.id == "q1"
+    assert "the disk is full" in studio.widget.error
     assert shown(studio, "effect").get("pending", 0) == 0
 
 
 def test_questions_that_become_ready_appear_without_a_click(open_studio):
     loop = FakeLoop()
     studio = open_studio(loop)
-    assert studio.ranking.question is None
+    assert studio.widget.question is None
     loop.questions.append(make_question("q1"))
     loop.emit(QuestionsReady(1, 4))
-    wait_for(lambda: studio.ranking.question is not None)
+    wait_for(lambda: studio.widget.question is not None)
     assert shown(studio, "bar")["waiting"] == 1
 
 
@@ -149,7 +149,7 @@ def test_questions_that_become_ready_while_the_last_answer_is_taken_are_not_miss
 
         def next_question(self):
             found = super().next_question()
-            if found is None and self.labels == 1 and not self.questions and "q2" not in self._given:
+            if found is None and self.labels == 1 and not self.questions and "q2" not in self.known:
                 self.questions.append(make_question("q2"))
                 self.emit(QuestionsReady(1, 1))  # the ranking widget still shows q1 now
             return found
@@ -157,19 +157,19 @@ def test_questions_that_become_ready_while_the_last_answer_is_taken_are_not_miss
     loop = Late([make_question("q1")])
     studio = open_studio(loop)
     rank(studio, "a1")
-    wait_for(lambda: studio.ranking.question is not None)
-    assert studio.ranking.question.id == "q2"
+    wait_for(lambda: studio.widget.question is not None)
+    assert studio.widget.question.id == "q2"
 
 
 def test_undo_withdraws_and_brings_the_question_back(open_studio):
     loop = FakeLoop([make_question("q1"), make_question("q2")])
     studio = open_studio(loop)
     rank(studio, "a1")
-    studio.ranking.set_state({"undo": {"id": "u1"}})
-    assert loop.rankings == [] and shown(studio, "bar")["labels"] == 0
-    assert studio.ranking.question.id == "q1"
+    studio.widget.set_state({"undo": {"id": "u1"}})
+    assert loop.answers == [] and shown(studio, "bar")["labels"] == 0
+    assert studio.widget.question.id == "q1"
     rank(studio, "a2")
-    assert studio.ranking.question.id == "q2"
+    assert studio.widget.question.id == "q2"
 
 
 def test_ask_me_again_asks_an_earlier_question_and_then_the_one_it_displaced(open_studio):
@@ -179,10 +179,10 @@ def test_ask_me_again_asks_an_earlier_question_and_then_the_one_it_displaced(ope
     assert "nothing to ask again" in shown(studio, "bar")["message"]
     rank(studio, "a1")
     press(studio, "again")
-    assert studio.ranking.question.id == "q1"
+    assert studio.widget.question.id == "q1"
     rank(studio, "a2")
-    assert [ranking.question_id for ranking in loop.rankings] == ["q1", "q1"]
-    assert studio.ranking.question.id == "q2"
+    assert [ranking.question_id for ranking in loop.answers] == ["q1", "q1"]
+    assert studio.widget.question.id == "q2"
 
 
 # --- what the loop says ---
@@ -199,7 +199,7 @@ def test_events_become_curves(open_studio):
     assert studio.curves.points("agreement/one") == [(1.0, 0.25, None, None)]
     assert studio.curves.points("agreement/running") == [(1.0, 0.5, None, None)]
     assert studio.curves.points("win_rate") == [(7.0, 0.6, 0.5, 0.7)]
-    assert studio.curves.marks == [(7.0, "your label 1")]
+    assert [(mark.x, mark.label) for mark in studio.curves.marks] == [(7.0, "label 1")]
     assert len(studio.figure().axes) == 4
 
 
@@ -240,20 +240,22 @@ def test_a_stored_label_is_announced_until_the_reward_model_has_learned_it(open_
     studio = open_studio(loop)
     rank(studio, "a1")
     assert shown(studio, "effect")["pending"] == 1
-    loop.emit(update(1))
+    loop.emit(update(1, "a1"))
     assert shown(studio, "effect")["pending"] == 0
 
 
 def test_a_label_learned_before_submit_returned_is_not_announced_as_waiting(open_studio):
     class Fast(FakeLoop):
-        def submit(self, ranking):
-            number = super().submit(ranking)
-            self.emit(update(number))
+        def submit(self, answer):
+            number = super().submit(answer)
+            self.emit(update(number, answer.id, agreement=0.75))
             return number
 
     studio = open_studio(Fast([make_question("q1")]))
     rank(studio, "a1")
-    assert shown(studio, "effect")["pending"] == 0
+    assert shown(studio, "effect").get("pending", 0) == 0
+    assert studio.curves.points("agreement/one") == [(1.0, 0.75, None, None)]
+    assert studio.history["a1"].learned
 
 
 # --- one loop, one Studio; the whole history ---
@@ -271,9 +273,9 @@ def test_a_second_studio_shows_everything_and_takes_the_first_one_s_place(open_s
     assert len(loop.callbacks) == 1
     assert second.curves.points("reward") == first.curves.points("reward")
     assert shown(second, "bar") == shown(first, "bar") and shown(second, "bar")["errors"]
-    assert second.ranking.question.id == "q2"  # the unanswered one is not lost
-    second.ranking.set_state({"undo": {"id": "u1"}})
-    assert second.ranking.question.id == "q1" and loop.rankings == []
+    assert second.widget.question.id == "q2"  # the unanswered one is not lost
+    second.widget.set_state({"undo": {"id": "u1"}})
+    assert second.widget.question.id == "q1" and loop.answers == []
     loop.emit(make_stats(6, reward=0.6))
     assert len(second.curves.points("reward")) == 6 and len(first.curves.points("reward")) == 5
 
@@ -326,7 +328,7 @@ def test_many_threads_may_speak_at_once(open_studio):
     for thread in threads:
         thread.join()
     assert len(studio.curves.points("reward")) == 400
-    assert len(loop.rankings) == 30 and shown(studio, "bar")["errors"] == []
+    assert len(loop.answers) == 30 and shown(studio, "bar")["errors"] == []
 
 
 # --- the effect of a label, by hand ---

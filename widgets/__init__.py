@@ -13,7 +13,9 @@ _HOMES = {
     "RatingWidget": ".rating",
     "ThumbsWidget": ".thumbs",
     "CorrectionWidget": ".correction",
+    "ChatWidget": ".chat",
     "CurvesWidget": ".curves",
+    "HistoryWidget": ".history",
     "Studio": ".studio",
 }
 

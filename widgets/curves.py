@@ -8,6 +8,8 @@
 
 Python keeps the whole history; the page is sent only what is new, as messages, and asks for everything when a view
 opens. So a reload of the page, or a second view, shows the same.
+
+`mark` notes what happened and when (a person's label); `cut` shows a stretch that was given up when training went back.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 STATIC = Path(__file__).parent / "static"
 Point = tuple[float, float | None, float | None, float | None]  # x, y, low, high; None where there is no number
+OnMark = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Panel:
 
     Points of a panel without `series` are added under its `key`; of a panel with series, under "panel/series".
     `percent` shows shares in [0, 1] as per cent. `marks` says whether event marks (`CurvesWidget.mark`) belong here.
-    Panels that share an `xlabel` share the read-out's position.
+    Panels that share an `xlabel` share the read-out's position and the stretches given up (`CurvesWidget.cut`).
     """
 
     key: str
@@ -123,6 +126,31 @@ class Coalescer:
         self._flush()
 
 
+@dataclass(frozen=True)
+class Mark:
+    """An event at `x`: `label` says what it was. `also` gives its place in panels with another xlabel, by xlabel:
+    there it is read out with that point, not drawn. One that was `withdrawn` is drawn hollow."""
+
+    x: float
+    label: str
+    id: str = ""
+    withdrawn: bool = False
+    also: dict[str, float] = field(default_factory=dict)
+
+    def wire(self) -> list[Any]:
+        return [self.x, self.label, self.id, self.withdrawn, self.also]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The points with `start` < x ≤ `end` of the panels with that `xlabel` were given up: training went back."""
+
+    xlabel: str
+    start: float
+    end: float
+    label: str
+
+
 @dataclass
 class _Track:
     """The points of one series and how many of them the page has been sent."""
@@ -136,7 +164,7 @@ class CurvesWidget(anywidget.AnyWidget):
 
     `read` turns a record into `(key, x, y)` or `(key, x, y, low, high)` tuples, so that `add(record)` works too.
     `panel_width` is a panel's least width and `plot_height` its plot's height, in pixels; `mark_name` says what the
-    marks are, such as "your labels".
+    marks are, such as "your labels". `on_mark` is called with a mark's id when the person chooses it.
     """
 
     _esm = STATIC / "curves.js"
@@ -151,9 +179,11 @@ class CurvesWidget(anywidget.AnyWidget):
         panels: Sequence[Panel],
         read: Callable[[Any], Iterable[tuple]] | None = None,
         interval: float = 0.2,
+        on_mark: OnMark | None = None,
         **traits: Any,
     ) -> None:
         self._coalescer = Coalescer(self._send_new, interval)
+        self._on_mark = on_mark
         keys = [key for panel in panels for key in panel.keys]
         if not keys or len(set(keys)) < len(keys):
             raise InputError(
@@ -164,8 +194,11 @@ class CurvesWidget(anywidget.AnyWidget):
         self._read = read
         self._lock = threading.RLock()
         self._tracks = {key: _Track() for key in keys}
-        self._marks: list[tuple[float, str]] = []
+        self._marks: list[Mark] = []
         self._marks_sent = 0
+        self._place: dict[str, int] = {}  # of each mark that has an id
+        self._changed: set[int] = set()  # marks that the page has, but not as they are now
+        self._cuts: list[Cut] = []
         self._epoch = 0  # counts clear(): points of an older epoch are dropped by the page
         self._greeted = False  # until a page has said hello, everything is sent each time, lest it miss the start
         self.set_trait("panels", [asdict(panel) | {"keys": panel.keys} for panel in panels])
@@ -189,17 +222,36 @@ class CurvesWidget(anywidget.AnyWidget):
                 self._append(key, *point)
         self._coalescer.poke()
 
-    def mark(self, x: float, label: str) -> None:
-        """Note an event at `x`: a short vertical tick in the panels that show marks, its label in their read-out."""
+    def mark(
+        self, x: float, label: str, id: str = "", withdrawn: bool = False, also: dict[str, float] | None = None
+    ) -> None:
+        """Note an event at `x`: a tick in the panels that show marks, read out with its label (see `Mark`).
+
+        A mark with the `id` of an earlier one takes its place.
+        """
+        mark = Mark(float(x), str(label), id, withdrawn, also or {})
         with self._lock:
-            self._marks.append((float(x), str(label)))
+            place = self._place.get(id) if id else None
+            if place is not None:
+                self._marks[place] = mark
+                self._changed.add(place)
+            else:
+                self._place |= {id: len(self._marks)} if id else {}
+                self._marks.append(mark)
+        self._coalescer.poke()
+
+    def cut(self, start: float, end: float, label: str, xlabel: str = "step") -> None:
+        """Show that the points with `start` < x ≤ `end` were given up: dimmed and dashed, `label` at `end`."""
+        with self._lock:
+            self._cuts.append(Cut(xlabel, float(start), float(end), str(label)))
         self._coalescer.poke()
 
     def clear(self) -> None:
-        """Forget all points and marks, here and on the page."""
+        """Forget all points, marks and cuts, here and on the page."""
         with self._lock:
             self._epoch += 1
-            self._marks, self._marks_sent = [], 0
+            self._marks, self._marks_sent, self._place, self._changed = [], 0, {}, set()
+            self._cuts = []
             self._tracks = {key: _Track() for key in self._tracks}
         self._coalescer.poke()
 
@@ -209,10 +261,16 @@ class CurvesWidget(anywidget.AnyWidget):
             return list(self._track(key).points)
 
     @property
-    def marks(self) -> list[tuple[float, str]]:
-        """All events marked so far, as (x, label)."""
+    def marks(self) -> list[Mark]:
+        """All events marked so far."""
         with self._lock:
             return list(self._marks)
+
+    @property
+    def cuts(self) -> list[Cut]:
+        """All stretches given up so far."""
+        with self._lock:
+            return list(self._cuts)
 
     def flush(self) -> None:
         """Send what is new now, without waiting for the interval."""
@@ -224,7 +282,13 @@ class CurvesWidget(anywidget.AnyWidget):
 
         with self._lock:
             charts = [self._chart(panel) for panel in self._specs]
-        return small_multiples(charts, columns, width=3.1 * min(columns, len(charts)))
+            cuts = list(self._cuts)
+        figure = small_multiples(charts, columns, width=3.1 * min(columns, len(charts)))
+        for panel, axis in zip(self._specs, figure.axes, strict=False):
+            for cut in (cut for cut in cuts if cut.xlabel == panel.xlabel):
+                axis.axvspan(cut.start, cut.end, facecolor="none", edgecolor="0.75", hatch="///", linewidth=0, zorder=0)
+                axis.axvline(cut.end, color="0.35", linewidth=1, linestyle="--", label=cut.label)
+        return figure
 
     def close(self) -> None:
         """Close the widget; points added later are kept but shown nowhere."""
@@ -269,15 +333,19 @@ class CurvesWidget(anywidget.AnyWidget):
                 series[key] = {"start": start, "points": track.points[start:]}
             track.sent = len(track.points)
         start = 0 if whole else self._marks_sent
-        self._marks_sent = len(self._marks)
-        marks = {"start": start, "items": self._marks[start:]}
-        return {"type": "points", "epoch": self._epoch, "series": series, "marks": marks}
+        changed = [[place, self._marks[place].wire()] for place in sorted(self._changed) if place < start]
+        self._marks_sent, self._changed = len(self._marks), set()
+        marks = {"start": start, "items": [mark.wire() for mark in self._marks[start:]], "changed": changed}
+        cuts = [asdict(cut) for cut in self._cuts]  # few, so always all
+        return {"type": "points", "epoch": self._epoch, "series": series, "marks": marks, "cuts": cuts}
 
     def _on_message(self, _widget: object, content: dict[str, Any], _buffers: object) -> None:
         if content.get("type") == "hello":
             with self._lock:
                 self._greeted = True
                 self.send(self._message(whole=True))
+        elif content.get("type") == "mark" and self._on_mark is not None and content.get("id") in self._place:
+            self._on_mark(content["id"])
 
     def _chart(self, panel: Panel) -> Any:
         from rlhf_lab.plots import Chart, Line
@@ -289,7 +357,7 @@ class CurvesWidget(anywidget.AnyWidget):
             lines.append(Line(series.label, x, y, *band, points=series.points))
         return Chart(
             panel.title, lines, panel.xlabel, panel.unit, panel.percent, panel.ymin, panel.ymax,
-            panel.reference, panel.reference_label, [x for x, _ in self._marks] if panel.marks else (),
+            panel.reference, panel.reference_label, [mark.x for mark in self._marks] if panel.marks else (),
         )  # fmt: skip
 
 

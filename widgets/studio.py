@@ -1,4 +1,4 @@
-"""The Studio: rank replies, watch the reward model learn your taste and PPO move the policy, and steer it.
+"""The Studio: give feedback in any form, watch the reward model learn your taste and PPO move the policy, and steer it.
 
     studio = Studio(loop)  # a rlhf_lab.live.LiveLoop, or anything that behaves like one
     studio
@@ -9,10 +9,13 @@ come on the worker's thread; what fails, here or there, is shown in the Studio: 
 
 from __future__ import annotations
 
+import math
+import random
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import combinations, product
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
@@ -23,22 +26,32 @@ import traitlets
 
 from rlhf_lab.errors import InputError
 from rlhf_lab.records import (
+    Answer,
     Effect,
     LiveEvent,
     LoopError,
     LoopState,
     Question,
     QuestionsReady,
-    Ranking,
     RewardUpdate,
+    RolledBack,
     Rollout,
     StateChanged,
     StepStats,
+    Taught,
+    Vote,
     WinRate,
 )
 
+from .chat import ChatWidget
+from .compare import CompareWidget, GradedCompareWidget
+from .correction import CorrectionWidget
 from .curves import STATIC, Coalescer, CurvesWidget, Panel, Series
+from .feedback import FeedbackWidget
+from .history import HistoryWidget, Label
 from .ranking import RankingWidget
+from .rating import RatingWidget
+from .thumbs import ThumbsWidget
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,9 +61,9 @@ EARLIER_SHOWN = 4
 ERRORS_SHOWN = 3
 
 STATE_MESSAGES: dict[str, str] = {
-    "idle": "Press Start: PPO begins, and you can rank while it runs.",
+    "idle": "Press Start: PPO begins, and you can give feedback while it runs.",
     "running": "PPO is training the policy towards what the reward model has learned from you.",
-    "paused": "PPO waits. You can go on ranking; press Start to let it continue.",
+    "paused": "PPO waits. You can go on giving feedback; press Start to let it continue.",
     "stopped": "The worker has stopped. All your labels are stored.",
     "error": "The worker stopped at an error. All your labels are stored.",
 }
@@ -62,38 +75,66 @@ REQUESTED = {
 }
 WAITING = "The policy is writing new replies for you…"
 WAITING_FOR_START = "No replies wait for you now. Press Start or Step, and the policy writes new ones."
+PPO_AXIS, LABEL_AXIS = "PPO step", "your label"
 
 PANELS = (
     Panel(
         "reward", "Reward",
         "Mean score the reward model gives the policy's replies. It should rise, then level off.",
-        xlabel="PPO step", empty="Appears after the first PPO step",
+        xlabel=PPO_AXIS, empty="Appears after the first PPO step",
     ),
     Panel(
         "kl", "KL to SFT",
         "How far the policy has moved. Growth is normal; past 20, check that the replies still read well.",
-        "nats/reply", xlabel="PPO step", empty="Appears after the first PPO step",
+        "nats/reply", xlabel=PPO_AXIS, empty="Appears after the first PPO step",
     ),
     Panel(
         "agreement", "Agreement with you",
-        "Share of a new ranking's pairs that the reward model ordered like you, before learning them. Should rise.",
-        series=(Series("running", "average"), Series("one", "each ranking", points=True)),
-        percent=True, ymin=0.0, ymax=1.0, xlabel="your label", reference=0.5, reference_label="coin flip",
-        marks=False, empty="Appears after your first ranking",
+        "Share of a new label's pairs that the reward model ordered like you, before learning them. Should rise.",
+        series=(Series("running", "average"), Series("one", "each label", points=True)),
+        percent=True, ymin=0.0, ymax=1.0, xlabel=LABEL_AXIS, reference=0.5, reference_label="coin flip",
+        marks=False, empty="Appears after your first label",
     ),
     Panel(
         "win_rate", "Win rate against SFT",
         "How often the reward model prefers the policy's reply to the SFT model's, on prompts kept aside. Band: 95%.",
-        percent=True, ymin=0.0, ymax=1.0, xlabel="PPO step", reference=0.5, reference_label="no better than SFT",
+        percent=True, ymin=0.0, ymax=1.0, xlabel=PPO_AXIS, reference=0.5, reference_label="no better than SFT",
         empty="Appears when first measured",
     ),
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Form:
+    """One way of giving feedback: its tab, the widget, and how many replies a question needs for it."""
+
+    label: str
+    hint: str
+    widget: type[FeedbackWidget] | None  # None: the chat, which asks no question
+    replies: int = 1
+    pair: bool = False  # asks about two replies; of a longer question, two are drawn
+
+    @property
+    def name(self) -> str:
+        return self.widget.__name__ if self.widget else ChatWidget.__name__
+
+
+FORMS = {
+    "rank": Form("Rank", "Put all replies in order, best first", RankingWidget, 2),
+    "compare": Form("Compare", "Which of two replies is better?", CompareWidget, 2, pair=True),
+    "grade": Form("Grade", "Which of two replies is better, and by how much?", GradedCompareWidget, 2, pair=True),
+    "rate": Form("Rate", "Mark every reply from 1 to 5: helpful, correct, polite, safe", RatingWidget),
+    "thumbs": Form("Thumbs", "Good or not? One reply at a time", ThumbsWidget),
+    "correct": Form("Correct", "Edit a reply into the one that you want", CorrectionWidget),
+    "chat": Form("Chat", "Talk with a checkpoint; mark, rank and correct what it says", None),
+}
+
+
 class Loop(Protocol):
-    """What the Studio needs of a live loop (`rlhf_lab.live.LiveLoop`). No method blocks; any thread may call."""
+    """What the Studio needs of a live loop (`rlhf_lab.live.LiveLoop`). Any thread may call; only `reply` may block."""
 
     annotator: str
+    checkpoints: Sequence[str]  # whom `reply` can ask
 
     @property
     def state(self) -> LoopState: ...
@@ -106,14 +147,24 @@ class Loop(Protocol):
     def step(self, n: int = 1) -> None: ...
     def stop(self) -> None: ...
     def next_question(self) -> Question | None: ...
-    def submit(self, ranking: Ranking) -> int: ...
-    def undo(self) -> Question | None: ...
+    def ask(self, question: Question) -> Question:
+        """Keeps a question that the loop did not write, so that it can be answered."""
+        ...
+
+    def submit(self, answer: Answer) -> int: ...
+    def given(self) -> list[tuple[Question, Answer, bool]]:
+        """All answers of the annotator, oldest first, each with its question and whether it was not withdrawn."""
+        ...
+
+    def withdraw(self, answer_id: str) -> Question: ...
+    def rollback(self, answer_id: str) -> int: ...
     def ask_again(self) -> Question | None: ...
+    def reply(self, turns: Sequence[tuple[str, str]], k: int = 1, checkpoint: str = "policy") -> Question: ...
     def subscribe(self, callback: Callable[[LiveEvent], None]) -> Callable[[], None]: ...
 
 
 class StudioPart(anywidget.AnyWidget):
-    """One region of the Studio, "bar", "effect" or "samples", drawn from the plain data that Python puts in `data`."""
+    """One region of the Studio ("bar", "forms", "effect" or "samples"), drawn from what Python puts in `data`."""
 
     _esm = STATIC / "studio.js"
     _css = STATIC / "studio.css"
@@ -122,7 +173,10 @@ class StudioPart(anywidget.AnyWidget):
 
 
 class Studio(ipywidgets.VBox):
-    """Ranking, controls, the effect of the latest label, live curves and the policy's latest replies, on one loop.
+    """Feedback in the form that you choose, controls, what the latest label changed, live curves, history, replies.
+
+    `forms` are the ways of giving feedback that are offered, of `FORMS`, the first one shown first; `guidelines` are
+    what to judge by, shown beside the task. A question waits until it is answered, whichever form shows it.
 
     A loop has one Studio: making another closes the first, so that running the cell again leaves one subscription.
     Showing one Studio twice, or reloading the page, shows the same.
@@ -130,52 +184,85 @@ class Studio(ipywidgets.VBox):
 
     _of_loop: WeakValueDictionary[int, Studio] = WeakValueDictionary()
 
-    def __init__(self, loop: Loop, interval: float = 0.2) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        forms: Sequence[str] = tuple(FORMS),
+        guidelines: str | dict[str, str] | None = None,
+        interval: float = 0.2,
+    ) -> None:
+        self._forms = known_forms(forms)
         previous = Studio._of_loop.get(id(loop))
         if previous is not None:
             previous.close()
-        self.loop = loop
+        self.loop, self._guidelines = loop, guidelines
         self._lock = threading.RLock()  # guards the data below; never held while the loop is called
         self._closed = False
         self._replaying: list[LiveEvent] | None = []
-        self._questions: dict[str, Question] = {}  # all that were asked, by id
-        self._set_aside: deque[Question] = deque()  # to be asked before the loop's next
-        self._step = self._learned = 0
+        self._step = 0
         self._errors: list[dict[str, str]] = []
-        self._data: dict[str, dict[str, Any]] = {"bar": {}, "effect": {}, "samples": {}}
+        self._submitting: dict[str, RewardUpdate | None] = {}  # answers on their way, and what came of them meanwhile
+        self._data: dict[str, dict[str, Any]] = {"bar": {}, "forms": {}, "effect": {}, "samples": {}}
         self._parts = {name: StudioPart(part=name) for name in self._data}
         self._coalescer = Coalescer(self._show, interval)
-        self.curves = CurvesWidget(PANELS, interval=interval, mark_name="your labels")
-        self.ranking = self._make_ranking(previous)
-        row = ipywidgets.Box([self.ranking, self._parts["effect"]])
-        row.add_class("rlhf-studio-row")
-        super().__init__([self._parts["bar"], row, self.curves, self._parts["samples"]])
+        self.curves = CurvesWidget(PANELS, interval=interval, on_mark=self._open_mark, mark_name="your labels")
+        self.history = HistoryWidget(self._on_history, self._can_change, interval)
+        self._take_over(previous)
+        self._read_labels()
+        self._row = ipywidgets.Box([])
+        self._row.add_class("rlhf-studio-row")
+        parts = self._parts
+        super().__init__([parts["bar"], parts["forms"], self._row, self.curves, self.history, parts["samples"]])
         self.add_class("rlhf-studio")
-        self._parts["bar"].on_msg(self._on_message)
+        for name in ("bar", "forms"):
+            parts[name].on_msg(self._on_message)
+        self._widgets: dict[str, FeedbackWidget | ChatWidget] = {}
+        self._enter(self._form)
         Studio._of_loop[id(loop)] = self
         self._listen()
 
-    def _make_ranking(self, previous: Studio | None) -> RankingWidget:
-        """The ranking widget; it goes on where the loop's previous Studio was, undo included."""
-        history: list[tuple[Question, Ranking]] = []
-        if previous is not None:
-            self._questions, self._set_aside = previous._questions, previous._set_aside
-            if previous.ranking.question is not None:
-                self._set_aside.appendleft(previous.ranking.question)
-            history = [(self._questions[ranking.question_id], ranking) for ranking in previous.ranking.rankings]
-        widget = RankingWidget(
-            None,
-            self._answer,
-            self.loop.annotator,
-            on_undo=self._undo,
-            next_question=self._next_question,
-            wait_text=WAITING_FOR_START,
-            history=history,
-        )
-        widget.observe(self._on_shown, "shown")
-        return widget
+    def _take_over(self, previous: Studio | None) -> None:
+        """Go on where the loop's previous Studio was."""
+        self._form = self._forms[0]
+        self._questions: dict[str, Question] = {}  # all that were asked or may be answered, by id
+        self._origins: dict[str, Question] = {}  # id of a pair drawn from a question → that question
+        self._waiting: Question | None = None  # what the form that is left showed, for the one that is entered
+        self._set_aside: deque[Question] = deque()  # to be asked before the loop's next
+        self._drafts: dict[tuple[str, str], dict[str, Any]] = {}  # (form, question id) → what was begun
+        self._conversation: list[dict[str, Any]] = []
+        if previous is None:
+            return
+        previous._leave()
+        self._questions, self._origins, self._drafts = previous._questions, previous._origins, previous._drafts
+        self._waiting, self._set_aside = previous._waiting, previous._set_aside
+        self._form = previous._form if previous._form in self._forms else self._form
+        self._conversation = previous._conversation
+
+    def _read_labels(self) -> None:
+        for question, answer, stands in self.loop.given():
+            self._remember(question)
+            self.history.add(question, answer, None, "" if stands else "withdrawn")
 
     # --- for the person's own code ---
+
+    @property
+    def form(self) -> str:
+        """The form that is shown, one of `FORMS`."""
+        return self._form
+
+    @property
+    def widget(self) -> FeedbackWidget | ChatWidget:
+        """The widget of the form that is shown."""
+        return self._widgets[self._form]
+
+    def choose(self, form: str) -> None:
+        """Show the waiting question in another form."""
+        if form not in self._forms:
+            raise InputError(f"form {form!r}: this Studio offers {', '.join(self._forms)}")
+        if form != self._form:
+            self._leave()
+            self._form = form
+            self._enter(form)
 
     def figure(self) -> Figure:
         """The curves as they are now, as a static picture for a notebook that is saved."""
@@ -189,12 +276,142 @@ class Studio(ipywidgets.VBox):
             self._closed = True
         self._unsubscribe()
         self._coalescer.close()
-        for widget in (*self._parts.values(), self.curves, self.ranking, self.children[1]):
+        for widget in (*self._parts.values(), *self._widgets.values(), self.curves, self.history, self._row):
             widget.close()
         super().close()
 
     def __repr__(self) -> str:
         return f"<Studio: {self.loop.state}, {self.loop.labels} labels, PPO step {self._step}>"
+
+    # --- the forms ---
+
+    def _leave(self) -> None:
+        """Remember the question that the present form shows, and what was begun there."""
+        widget = self.widget
+        if isinstance(widget, ChatWidget):
+            self._conversation = widget.conversation
+        else:
+            self._waiting = self._origin(widget.question)
+            self._keep_draft()
+
+    def _enter(self, form: str) -> None:
+        """Show a form; the question that waits is asked there."""
+        if form not in self._widgets:
+            self._widgets[form] = self._make(form)  # which asks for its question itself
+            self._restore_draft(form)
+        elif form != "chat":
+            waiting, self._waiting = self._waiting, None
+            asked = self._asked_as(form, waiting) if waiting else None
+            if asked is None:
+                self.widget.show(None)
+                self.widget.refresh()
+            elif self.widget.question is None or self.widget.question.id != asked.id:
+                self.widget.show(asked)
+        self._row.children = [self.widget, self._parts["effect"]]
+        with self._lock:
+            tabs = [{"key": key, "label": FORMS[key].label, "hint": FORMS[key].hint} for key in self._forms]
+            self._data["forms"] = {"forms": tabs, "form": form}
+        self._coalescer.poke()
+
+    def _make(self, form: str) -> FeedbackWidget | ChatWidget:
+        if form == "chat":
+            widget = ChatWidget(
+                self._reply,
+                self._answer,
+                self.loop.annotator,
+                self.loop.checkpoints,
+                on_undo=self._undo,
+                conversation=self._conversation,
+                guidelines=self._guidelines,
+            )
+        else:
+            widget = FORMS[form].widget(
+                None,
+                self._answer,
+                self.loop.annotator,
+                on_undo=self._undo,
+                next_question=lambda: self._next_question(form),
+                wait_text=self._wait_text(),
+                history=self._given_in(form),
+                guidelines=self._guidelines,
+            )
+            widget.observe(lambda change: self._on_shown(form, change), "shown")
+        widget.add_class(f"rlhf-form-{form}")
+        return widget
+
+    def _given_in(self, form: str) -> list[tuple[Question, Answer]]:
+        """What was answered in that form and stands, for its Undo."""
+        name = FORMS[form].name
+        labels = (label for label in self.history.labels if not label.taken_back)
+        return [(label.question, label.answer) for label in labels if label.answer.context.get("widget") == name]
+
+    def _asked_as(self, form: str, question: Question) -> Question | None:
+        """`question` as that form asks it; None where it cannot (one reply to be put in order)."""
+        kind = FORMS[form]
+        if len(question.candidates) < kind.replies:
+            return None
+        if not kind.pair or len(question.candidates) == 2:
+            return question
+        drawn = random.Random(question.id).sample(range(len(question.candidates)), 2)
+        pair = Question(f"{question.id}.pair", question.prompt, tuple(question.candidates[i] for i in sorted(drawn)))
+        self._origins[pair.id] = self._remember(question)
+        return self._remember(pair)
+
+    def _origin(self, question: Question | None) -> Question | None:
+        """The question that a pair was drawn from; any other question itself."""
+        return None if question is None else self._origins.get(question.id, question)
+
+    def _keep_draft(self) -> None:
+        question, draft = self.widget.question, self.widget.draft
+        if question is not None and draft.get("question") == question.id:
+            self._drafts[self._form, question.id] = dict(draft)
+
+    def _on_shown(self, form: str, change: dict[str, Any]) -> None:
+        """A form shows another question: what was begun there comes back; if it has run out, look once more."""
+        if not change["new"]:
+            self._refresh_soon()  # lest questions came in between
+            return
+        self._restore_draft(form)
+
+    def _restore_draft(self, form: str) -> None:
+        widget = self._widgets.get(form)
+        if isinstance(widget, FeedbackWidget) and widget.question is not None and not widget.draft:
+            widget.draft = self._drafts.pop((form, widget.question.id), {})
+
+    def _next_question(self, form: str) -> Question | None:
+        """What a form asks next. One that is not shown asks nothing: its answer came late."""
+        while form == self._form:
+            with self._lock:
+                waiting, self._waiting = self._waiting, None
+                if waiting is None and self._set_aside:
+                    waiting = self._set_aside.popleft()
+            question = waiting or self._remember(self.loop.next_question())
+            asked = question and self._asked_as(form, question)
+            if question is None or asked is not None:
+                return asked
+        return None
+
+    def _remember(self, question: Question | None) -> Question | None:
+        if question is not None:
+            self._questions[question.id] = question
+        return question
+
+    def _reply(self, turns: Sequence[tuple[str, str]], k: int = 1, checkpoint: str = "policy") -> Question:
+        """What the chat is answered; on the chat's own thread."""
+        return self._remember(self.loop.reply(turns, k, checkpoint))
+
+    def _wait_text(self) -> str:
+        return WAITING if self.loop.state == "running" else WAITING_FOR_START
+
+    def _refresh_soon(self) -> None:
+        # On a thread of its own: neither the worker nor a callback waits for the loop's or a form's locks.
+        threading.Thread(target=self._refresh, daemon=True).start()
+
+    def _refresh(self) -> None:
+        with self._errors_shown("The next question"):
+            widget = self._widgets.get(self._form)
+            if not self._closed and isinstance(widget, FeedbackWidget):
+                widget.refresh()
 
     # --- what the loop says ---
 
@@ -232,10 +449,16 @@ class Studio(ipywidgets.VBox):
         match event:
             case StepStats():
                 self._take_step(event)
+            case RewardUpdate(ranking_id=answer_id) if answer_id in self._submitting:
+                self._submitting[answer_id] = event  # the worker was faster than `submit`: taken with the label
             case RewardUpdate():
                 self._take_update(event)
             case WinRate(step, interval):
                 self.curves.add("win_rate", step, interval.value, interval.low, interval.high)
+            case Taught():
+                self._data["effect"] = self._data["effect"] | {"taught": taught_words(event)}
+            case RolledBack():
+                self._take_rollback(event)
             case QuestionsReady(count, _):
                 self._data["bar"]["waiting"] = count
             case StateChanged(state, message):
@@ -253,24 +476,57 @@ class Studio(ipywidgets.VBox):
             self._data["samples"] = {"step": stats.step, "items": samples}
 
     def _take_update(self, update: RewardUpdate) -> None:
-        label = f"your label {update.labels}"
-        self.curves.mark(self._step, label)
-        if update.agreement is not None:
-            self.curves.add("agreement/one", update.labels, update.agreement)
-        if update.running_agreement is not None:
-            self.curves.add("agreement/running", update.labels, update.running_agreement)
+        """The reward model has learned a label, or unlearned one that it knew."""
+        label = self.history.get(update.ranking_id)
+        number = label.number if label else update.labels
+        unlearned = label is not None and label.learned
         if update.effects:
-            latest, *earlier = [effect_view(effect) for effect in update.effects[: EARLIER_SHOWN + 1]]
-            self._data["effect"] |= {"label": update.labels, "latest": latest, "earlier": earlier}
-        self._learned = update.labels
-        if self._data["effect"].get("pending", 0) <= update.labels:
+            latest = effect_view(update.effects[0], label.answer if label else None)
+            earlier = [effect_view(effect) for effect in update.effects[1 : EARLIER_SHOWN + 1]]
+            shown = {"label": number, "taken_back": unlearned, "latest": latest, "earlier": earlier, "taught": ""}
+            self._data["effect"] = self._data["effect"] | shown
+        if self._data["effect"].get("pending", 0) <= number:
             self._pend(0)
+        if unlearned:
+            return
+        if label is not None:
+            self.history.learned(update.ranking_id, effect_words(update), self._step)
+        self._mark(label, number)
+        if update.agreement is not None:
+            self.curves.add("agreement/one", number, update.agreement)
+        if update.running_agreement is not None:
+            self.curves.add("agreement/running", number, update.running_agreement)
+
+    def _mark(self, label: Label | None, number: int) -> None:
+        """The label on the curves, where the reward model learned it."""
+        if label is None:
+            self.curves.mark(self._step, f"label {number}", also={LABEL_AXIS: number})
+            return
+        words = f"{label.name} ({label.taken_back})" if label.taken_back else label.name
+        step = self._step if label.step is None else label.step
+        self.curves.mark(step, words, label.answer.id, bool(label.taken_back), {LABEL_AXIS: number})
+
+    def _take_rollback(self, event: RolledBack) -> None:
+        span = self.history.rolled_back(event)
+        self.curves.cut(event.to_step, event.step, f"↩ {event.to_step}", PPO_AXIS)
+        if span is not None:
+            self.curves.cut(span[0] - 1, span[1], f"↩ {span[0] - 1}", LABEL_AXIS)
+            for label in self.history.labels:
+                if label.learned and span[0] <= label.number <= span[1]:
+                    self._mark(label, label.number)
+        self._data["effect"] = {}
+        words = f"Back to before label {span[0]}" if span else "Rolled back"
+        self._data["bar"]["message"] = (
+            f"{words}: the policy is again as it was after PPO step {event.to_step}; {event.withdrawn} withdrawn."
+        )
 
     def _note_state(self, state: LoopState, message: str) -> None:
         with self._lock:
             if state == "running":
                 self._errors = []
-            self.ranking.wait_text = WAITING if state == "running" else WAITING_FOR_START
+            for widget in self._widgets.values():
+                if isinstance(widget, FeedbackWidget):
+                    widget.wait_text = WAITING if state == "running" else WAITING_FOR_START
             self._data["bar"] |= {
                 "state": state,
                 "message": message or STATE_MESSAGES.get(state, ""),
@@ -289,6 +545,7 @@ class Studio(ipywidgets.VBox):
             if not self._closed:
                 for name, data in self._data.items():
                     self._parts[name].data = dict(data)
+                self.history.step = self._step
 
     @contextmanager
     def _errors_shown(self, where: str) -> Iterator[None]:
@@ -312,6 +569,7 @@ class Studio(ipywidgets.VBox):
             "stop": self.loop.stop,
             "again": self._ask_again,
             "dismiss": self._dismiss,
+            "form": lambda: self.choose(content.get("form", "")),
         }
         if action not in actions:
             return
@@ -326,27 +584,39 @@ class Studio(ipywidgets.VBox):
             self._errors = []
             self._data["bar"]["errors"] = []
 
-    def _answer(self, ranking: Ranking) -> int:
-        """Store a ranking. What `submit` raises goes back to the ranking widget, which keeps the draft and shows it."""
-        number, labels = self.loop.submit(ranking), self.loop.labels
+    def _answer(self, answer: Answer) -> int:
+        """Store an answer. What `submit` raises goes back to the widget, which keeps the draft and shows it."""
+        question = self._questions[answer.question_id]
+        if question.id in self._origins:
+            self.loop.ask(question)
+        self._submitting[answer.id] = None
+        try:
+            place = self.loop.submit(answer)
+            label, labels = self.history.add(question, answer, self._step), self.loop.labels
+        finally:
+            early = self._submitting.pop(answer.id)
         with self._lock:
             self._data["bar"]["labels"] = labels
-            if ranking.status == "ranked" and labels > self._learned:  # the worker may have been faster
-                self._pend(labels)
+            if early is not None:
+                self._take_update(early)
+            elif answer.given and not label.learned:
+                self._pend(label.number)
         self._coalescer.poke()
-        return number
+        return place
 
     def _pend(self, label: int) -> None:
         self._data["effect"] = self._data["effect"] | {"pending": label}
 
-    def _undo(self, _ranking: Ranking) -> Question:
-        """Withdraw the last ranking; its question comes back."""
-        question, labels = self.loop.undo(), self.loop.labels
-        if question is None:
-            raise InputError("the loop has no ranking of yours to take back")
+    def _undo(self, answer: Answer) -> Question:
+        """Withdraw an answer; its question comes back."""
+        question, labels = self.loop.withdraw(answer.id), self.loop.labels
+        self.history.take_back(answer.id)
+        label = self.history.get(answer.id)
         with self._lock:
             self._data["bar"]["labels"] = labels
             self._pend(0)
+            if label is not None and label.learned:
+                self._mark(label, label.number)
         self._coalescer.poke()
         return self._remember(question)
 
@@ -354,37 +624,85 @@ class Studio(ipywidgets.VBox):
         question = self.loop.ask_again()
         if question is None:
             with self._lock:
-                self._data["bar"]["message"] = "There is nothing to ask again yet: rank a question first."
+                self._data["bar"]["message"] = "There is nothing to ask again yet: answer a question first."
             return
-        shown = self.ranking.question
+        if self._form == "chat" or self._asked_as(self._form, question) is None:
+            self.choose(self._form_for(question, None) or self._form)
+        self._put_first(self._remember(question))
+
+    def _put_first(self, question: Question, answer: Answer | None = None) -> None:
+        """Ask `question` now, with the decision of an earlier answer to be changed; the one shown waits meanwhile."""
+        shown, asked = self._origin(self.widget.question), self._asked_as(self._form, question)
+        if asked is None:
+            raise InputError(f"question {question.id!r} cannot be asked in the form {FORMS[self._form].label!r}")
         if shown is not None and shown.id != question.id:
-            self._set_aside.append(shown)
-        self.ranking.show(self._remember(question))
+            self._keep_draft()
+            self._set_aside.appendleft(shown)
+        self.widget.show(asked, answer)
 
-    def _next_question(self) -> Question | None:
+    # --- time travel ---
+
+    def _form_for(self, question: Question, answer: Answer | None) -> str | None:
+        """The offered form in which an answer can be given once more: the one that it was given in, where there is."""
+        fits = [
+            form
+            for form in self._forms
+            if (widget := FORMS[form].widget) is not None
+            and len(question.candidates) >= FORMS[form].replies
+            and not (FORMS[form].pair and len(question.candidates) > 2)
+            and (answer is None or widget.record.kind == answer.kind)
+        ]
+        same = [form for form in fits if answer and FORMS[form].name == answer.context.get("widget")]
+        return next(iter([*same, *fits]), None)
+
+    def _can_change(self, question: Question, answer: Answer) -> bool:
+        return self._form_for(question, answer) is not None
+
+    def _on_history(self, action: str, answer_id: str) -> None:
+        actions = {"withdraw": self._withdraw, "change": self._change, "rollback": self._roll_back}
+        with self._errors_shown(f"History, “{action}”"):
+            actions[action](self.history[answer_id])
+
+    def _withdraw(self, label: Label) -> None:
+        self._undo(label.answer)
+        self._forget([label])
+
+    def _change(self, label: Label) -> None:
+        """Show the question again in the form of its answer; a new answer takes the old one's place."""
+        form = self._form_for(label.question, label.answer)
+        if form is None:
+            raise InputError(f"none of the forms offered here gives a {label.answer.kind}")
+        self.choose(form)
+        self._put_first(label.question, label.answer)
+
+    def _roll_back(self, label: Label) -> None:
+        """Go back to before a label; the worker puts the models back and then says `RolledBack`."""
+        count = self.loop.rollback(label.answer.id)
+        labels = self.loop.labels
+        self._forget(self.history.take_back_from(label.answer.id))
         with self._lock:
-            if self._set_aside:
-                return self._set_aside.popleft()
-        return self._remember(self.loop.next_question())
+            self._data["bar"] |= {
+                "labels": labels,
+                "message": f"Going back to before label {label.number}: {count} withdrawn …",
+            }
+            self._pend(0)
+        self._coalescer.poke()
 
-    def _remember(self, question: Question | None) -> Question | None:
-        if question is not None:
-            self._questions[question.id] = question
-        return question
+    def _forget(self, labels: Sequence[Label]) -> None:
+        """No form counts these answers any more, nor takes them back."""
+        for widget in self._widgets.values():
+            widget.forget([label.answer.id for label in labels])
 
-    def _on_shown(self, change: dict[str, Any]) -> None:
-        """The ranking widget has just run out: look once more, lest questions came in between."""
-        if not change["new"]:
-            self._refresh_soon()
+    def _open_mark(self, answer_id: str) -> None:
+        self.history.reveal(answer_id)
 
-    def _refresh_soon(self) -> None:
-        # On a thread of its own: neither the worker nor a callback waits for the loop's or the ranking widget's locks.
-        threading.Thread(target=self._refresh, daemon=True).start()
 
-    def _refresh(self) -> None:
-        with self._errors_shown("The next question"):
-            if not self._closed:
-                self.ranking.refresh()
+def known_forms(forms: Sequence[str]) -> tuple[str, ...]:
+    """The forms, if each is one of `FORMS`, once; InputError otherwise."""
+    forms = (forms,) if isinstance(forms, str) else tuple(forms)
+    if not forms or len(set(forms)) < len(forms) or not set(forms) <= set(FORMS):
+        raise InputError(f"forms {forms}: one or more of {', '.join(FORMS)}, each once, are wanted")
+    return forms
 
 
 def ranks(scores: tuple[float, ...]) -> list[int]:
@@ -409,16 +727,21 @@ def pairs_agreed(effect: Effect, scores: tuple[float, ...]) -> tuple[int, int]:
     return sum(score[better] > score[worse] for better, worse in pairs), len(pairs)
 
 
-def effect_view(effect: Effect) -> dict[str, Any]:
-    """An `Effect` as the page draws it: replies in the reward model's new order, with places before and after."""
+def effect_view(effect: Effect, answer: Answer | None = None) -> dict[str, Any]:
+    """An `Effect` as the page draws it: replies in the reward model's new order, with places before and after.
+
+    A correction's text stands above the original, whichever scores higher.
+    """
     candidates = effect.question.candidates
     tiers = {candidate: number for number, tier in enumerate(effect.order, 1) for candidate in tier}
     places = places_given(effect.order)
     before, after = ranks(effect.before), ranks(effect.after)
+    corrected = answer is not None and answer.kind == "correction"
     rows = [
         {
             "text": candidate.text,
             "you": tiers.get(candidate.id),
+            "who": ("your text" if tiers.get(candidate.id) == 1 else "the original") if corrected else "",
             "agrees": after[i] in places.get(candidate.id, ()),
             "rank_before": before[i],
             "rank_after": after[i],
@@ -430,11 +753,13 @@ def effect_view(effect: Effect) -> dict[str, Any]:
     (agreed_before, pairs), (agreed_after, _) = pairs_agreed(effect, effect.before), pairs_agreed(effect, effect.after)
     return {
         "prompt": effect.question.prompt,
-        "rows": sorted(rows, key=lambda row: row["rank_after"]),
+        "rows": sorted(rows, key=lambda row: row["you"] if corrected else row["rank_after"]),
         "pairs": pairs,
         "agreed_before": agreed_before,
         "agreed_after": agreed_after,
-        "verdict": verdict(agreed_before, agreed_after, pairs),
+        "verdict": vote_verdict(effect, answer)
+        if isinstance(answer, Vote)
+        else verdict(agreed_before, agreed_after, pairs),
     }
 
 
@@ -447,6 +772,39 @@ def verdict(before: int, after: int, pairs: int) -> str:
         return f"The reward model now agrees with you completely ({was})."
     move = "up from" if after > before else "down from" if after < before else "as before:"
     return f"The reward model now orders {after} of {pairs} pairs as you did ({move} {before})."
+
+
+def vote_verdict(effect: Effect, vote: Vote) -> str:
+    """One sentence: did the reply's score go the way of the thumb?"""
+    place = next((i for i, c in enumerate(effect.question.candidates) if c.id == vote.candidate), 0)
+    moved = effect.after[place] - effect.before[place]
+    thumb, way = ("up", moved > 0) if vote.up else ("down", moved < 0)
+    went = "rose" if moved > 0 else "fell" if moved < 0 else "stayed"
+    return f"Your thumb went {thumb}, and the reply's score {went}{' with it' if way else ''}."
+
+
+def effect_words(update: RewardUpdate) -> str:
+    """What a label did to the reward model, in a few words."""
+    if not update.effects:
+        return ""
+    effect = update.effects[0]
+    (before, pairs), (after, _) = pairs_agreed(effect, effect.before), pairs_agreed(effect, effect.after)
+    if pairs:
+        return f"{before} → {after} of {pairs} pair{'' if pairs == 1 else 's'} in your order"
+    return f"score {signed(effect.before[0])} → {signed(effect.after[0])}"
+
+
+def taught_words(taught: Taught) -> str:
+    """What SFT on corrections did to the policy: how much likelier each token of the newest became."""
+    factor = math.exp(min(50.0, abs(taught.before - taught.after)))
+    change = f"{factor:.1f}× {'likelier' if taught.after <= taught.before else 'less likely'}"
+    loss = f"loss {taught.before:.2f} → {taught.after:.2f} nats a token"
+    return f"The policy has learned your correction: each of its tokens became {change} on average ({loss})."
+
+
+def signed(value: float) -> str:
+    """A score with its sign, two decimals."""
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def sample_view(rollout: Rollout) -> dict[str, Any]:

@@ -5,6 +5,9 @@ const SVG = "http://www.w3.org/2000/svg";
 const DASHES = ["", "6 3", "2 3", "8 3 2 3"];
 const MARGIN = { top: 8, right: 14, bottom: 36, left: 40 };
 const MINUS = "\u2212";
+const MARK_ROOM = 8; // pixels: marks nearer than this to each other are drawn as one
+const TIP_LINES = 4;
+let panelsMade = 0;
 
 function node(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -18,6 +21,22 @@ function svg(tag, attributes = {}, text = null) {
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   if (text !== null) element.textContent = text;
   return element;
+}
+
+/** An element that holds text. */
+function text(tag, words, attributes = {}) {
+  const element = node(tag, attributes);
+  element.textContent = words;
+  return element;
+}
+
+/** The pattern behind a stretch that was given up. */
+function hatching(id) {
+  const pattern = svg("pattern", { id, width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" });
+  pattern.append(svg("path", { d: "M0,0V6", class: "rlhf-curves-hatch" }));
+  const defs = svg("defs");
+  defs.append(pattern);
+  return defs;
 }
 
 // --- numbers ---
@@ -82,12 +101,13 @@ function thin(points, limit) {
 class History {
   epoch = -1;
   series = {};
-  marks = [];
+  marks = []; // [x, label, id, withdrawn, {xlabel: x} in other panels]
+  cuts = []; // {xlabel, start, end, label}
 
   // Takes a message; false when it does not continue what is here, so that everything must be asked for again.
   take(message) {
     if (message.epoch < this.epoch) return true;
-    if (message.epoch > this.epoch) Object.assign(this, { epoch: message.epoch, series: {}, marks: [] });
+    if (message.epoch > this.epoch) Object.assign(this, { epoch: message.epoch, series: {}, marks: [], cuts: [] });
     let whole = true;
     const extend = (have, start, items) => {
       if (start > have.length) whole = false;
@@ -97,6 +117,8 @@ class History {
       extend((this.series[key] ??= []), start, points);
     }
     extend(this.marks, message.marks.start, message.marks.items);
+    for (const [place, mark] of message.marks.changed) this.marks[place] = mark;
+    this.cuts = message.cuts;
     return whole;
   }
 
@@ -108,8 +130,9 @@ class History {
 // --- one panel ---
 
 class PanelView {
-  constructor(spec, history, { height, markName }, onCursor) {
-    Object.assign(this, { spec, history, height, markName, onCursor, cursor: null, width: 0, xs: [] });
+  constructor(spec, history, { height, markName }, onCursor, onMark) {
+    Object.assign(this, { spec, history, height, markName, onCursor, onMark, cursor: null, width: 0, xs: [], groups: [], group: null });
+    this.uid = `rlhf-curves-${++panelsMade}`;
     this.series = spec.series.length ? spec.series : [{ key: "", label: "", points: false }];
     this.value = node("span", { class: "rlhf-curves-value" });
     this.unit = node("span", { class: "rlhf-curves-unit" });
@@ -122,7 +145,8 @@ class PanelView {
     this.plot = svg("svg", { class: "rlhf-curves-plot", height, "aria-hidden": "true" });
     this.lines = svg("g");
     this.pointer = svg("g", { class: "rlhf-curves-pointer" });
-    this.plot.append(this.lines, this.pointer);
+    this.plot.append(hatching(`${this.uid}-hatch`), this.lines, this.pointer);
+    this.tip = node("div", { class: "rlhf-curves-tip", role: "status" });
     const head = node("div", { class: "rlhf-curves-head" }, title, node("span", {}, this.value, this.unit));
     this.element = node(
       "section",
@@ -130,10 +154,11 @@ class PanelView {
       head,
       explanation,
       this.legend(),
-      this.plot,
+      node("div", { class: "rlhf-curves-stage" }, this.plot, this.tip),
       this.readout,
     );
-    this.element.title = "Arrow keys read the curve point by point";
+    const marks = spec.marks ? "; with Shift, from mark to mark (Enter opens it)" : "";
+    this.element.title = `Arrow keys read the curve point by point${marks}`;
     this.listen();
   }
 
@@ -154,26 +179,70 @@ class PanelView {
   listen() {
     this.plot.addEventListener("pointermove", (event) => {
       if (!this.scale) return;
-      const x = this.scale.fromX(event.clientX - this.plot.getBoundingClientRect().left);
-      this.onCursor(this.nearest(x), this);
+      const px = event.clientX - this.plot.getBoundingClientRect().left;
+      this.onCursor(this.nearest(this.scale.fromX(px)), this);
+      this.showMark(this.groupNear(px));
     });
-    this.plot.addEventListener("pointerleave", () => this.onCursor(null, this));
-    this.element.addEventListener("blur", () => this.onCursor(null, this));
+    this.plot.addEventListener("pointerleave", () => this.leave());
+    this.plot.addEventListener("click", () => this.openMark());
+    this.element.addEventListener("blur", () => this.leave());
     this.element.addEventListener("keydown", (event) => this.key(event));
   }
 
-  // Arrows, Home and End move the read-out. Notebook shortcuts must not see the key; Tab must still move on.
+  leave() {
+    this.showMark(null);
+    this.onCursor(null, this);
+  }
+
+  // Arrows, Home and End move the read-out, with Shift from mark to mark. Notebook shortcuts must not see the key; Tab must still move on.
   key(event) {
     event.stopPropagation();
     const xs = this.xs;
     const at = xs.indexOf(this.cursor);
     const start = at < 0 ? xs.length : at;
     const moves = { ArrowLeft: start - 1, ArrowRight: at < 0 ? xs.length - 1 : at + 1, Home: 0, End: xs.length - 1 };
-    if (event.key === "Escape") this.onCursor(null, this);
+    if (event.key === "Escape") this.leave();
+    else if (event.key === "Enter") this.openMark();
+    else if (event.shiftKey && event.key in moves) this.walkMarks(event.key);
     else if (event.key in moves && xs.length) {
+      this.showMark(null);
       this.onCursor(xs[Math.min(xs.length - 1, Math.max(0, moves[event.key]))], this, true);
     } else return;
     event.preventDefault();
+  }
+
+  // --- marks ---
+
+  walkMarks(key) {
+    const last = this.groups.length - 1;
+    const at = this.groups.findIndex((group) => group.key === this.group);
+    const moves = { ArrowLeft: at < 0 ? last : at - 1, ArrowRight: at < 0 ? 0 : at + 1, Home: 0, End: last };
+    const group = this.groups[Math.min(last, Math.max(0, moves[key]))];
+    if (!group) return;
+    this.onCursor(null, this);
+    this.showMark(group);
+  }
+
+  groupNear(px) {
+    return this.groups.find((group) => Math.abs(group.px - px) <= MARK_ROOM / 2) ?? null;
+  }
+
+  /** Say what a mark was, beside it; null says nothing more. */
+  showMark(group) {
+    this.group = group?.key ?? null;
+    this.plot.querySelectorAll(".rlhf-curves-mark").forEach((mark) => mark.classList.toggle("rlhf-curves-chosen", mark.dataset.key === this.group));
+    if (!group) return this.tip.replaceChildren();
+    const lines = group.marks.slice(0, TIP_LINES).map((mark) => text("div", mark[1]));
+    if (group.marks.length > TIP_LINES) lines.push(text("div", `… and ${group.marks.length - TIP_LINES} more`));
+    this.tip.replaceChildren(...lines);
+    const half = Math.min(this.tip.offsetWidth, this.width) / 2;
+    this.tip.style.left = `${Math.max(half, Math.min(this.width - half, group.px))}px`;
+  }
+
+  openMark() {
+    const group = this.groups.find((each) => each.key === this.group);
+    const chosen = group?.marks.findLast((mark) => mark[2]);
+    if (chosen) this.onMark(chosen[2]);
   }
 
   nearest(x) {
@@ -212,8 +281,10 @@ class PanelView {
     }
     this.scale = this.scales(known, width);
     const drawn = points.map((track, i) => this.drawSeries(track, i)).reverse();
-    this.lines.replaceChildren(...this.axes(), ...this.ticksOfMarks(), ...drawn);
+    this.groups = this.groupMarks();
+    this.lines.replaceChildren(...this.cutGrounds(), ...this.axes(), ...this.ticksOfMarks(), ...drawn, ...this.cutLines());
     this.drawPointer();
+    if (this.group !== null) this.showMark(this.groups.find((group) => group.key === this.group) ?? null);
   }
 
   headline() {
@@ -225,11 +296,18 @@ class PanelView {
     const state = latest ? `latest ${format(latest[1], this.spec)} ${this.spec.unit}` : this.spec.empty;
     this.element.setAttribute("aria-label", `${this.spec.title}: ${state}. ${this.spec.explanation}`);
     const marked = this.spec.marks && this.history.marks.length > 0;
-    if (this.cursor === null) this.readout.textContent = latest && marked ? `▲ ${this.markName}` : "";
+    const words = [latest && marked ? `▲ ${this.markName}` : "", this.cuts().length ? "▨ given up" : ""];
+    if (this.cursor === null) this.readout.textContent = words.filter(Boolean).join("   ");
+  }
+
+  cuts() {
+    return this.history.cuts.filter((cut) => cut.xlabel === this.spec.xlabel);
   }
 
   scales(known, width) {
     const xs = known.map((point) => point[0]);
+    if (this.spec.marks) xs.push(...this.history.marks.map(([x]) => x));
+    xs.push(...this.cuts().map((cut) => cut.end));
     const ys = known.flatMap((point) => [point[1], point[2] ?? point[1], point[3] ?? point[1]]);
     if (this.spec.reference !== null) ys.push(this.spec.reference);
     let [x0, x1] = [least(xs), most(xs)];
@@ -277,22 +355,58 @@ class PanelView {
     return [line, svg("text", place, this.spec.reference_label)];
   }
 
-  ticksOfMarks() {
+  /** Marks that would touch are one: {px, key, marks}. */
+  groupMarks() {
     if (!this.spec.marks) return [];
+    const groups = [];
+    for (const mark of [...this.history.marks].sort((a, b) => a[0] - b[0])) {
+      const px = this.scale.toX(mark[0]);
+      const last = groups[groups.length - 1];
+      if (last && px - last.from < MARK_ROOM) last.marks.push(mark);
+      else groups.push({ from: px, px, key: String(mark[2] || mark[0]), marks: [mark] });
+    }
+    return groups;
+  }
+
+  ticksOfMarks() {
     const bottom = MARGIN.top + this.scale.height;
-    const inside = this.history.marks.filter(([x]) => x >= this.scale.x0 && x <= this.scale.x1);
-    const places = [...new Set(inside.map(([x]) => x))];
-    return places.map((x) => {
-      const [px, labels] = [this.scale.toX(x), this.labelsAt(x)];
-      const group = svg("g", { class: "rlhf-curves-mark", "data-mark": labels });
+    return this.groups.map(({ px, key, marks }) => {
+      const labels = marks.slice(0, TIP_LINES).map((mark) => mark[1]).join("\n");
+      const withdrawn = marks.every((mark) => mark[3]) ? " rlhf-curves-withdrawn" : "";
+      const group = svg("g", { class: `rlhf-curves-mark${withdrawn}`, "data-key": key, "data-mark": labels });
       group.append(svg("path", { d: `M${px},${MARGIN.top}V${bottom}` }), svg("path", { d: `M${px},${bottom + 1}l-3.5,6h7z` }));
-      group.append(svg("title", {}, labels));
       return group;
     });
   }
 
   labelsAt(x) {
-    return this.history.marks.filter(([where]) => where === x).map(([, label]) => label).join(", ");
+    const here = this.history.marks.filter((mark) => (this.spec.marks ? mark[0] : mark[4][this.spec.xlabel]) === x);
+    const more = here.length > 2 ? [`and ${here.length - 2} more`] : [];
+    return [...here.slice(0, 2).map((mark) => mark[1]), ...more].join(", ");
+  }
+
+  // --- stretches that were given up ---
+
+  isGivenUp(x) {
+    return this.cuts().some((cut) => x > cut.start && x <= cut.end);
+  }
+
+  cutGrounds() {
+    const { toX, height } = this.scale;
+    return this.cuts().map(({ start, end }) =>
+      svg("rect", { x: toX(start), y: MARGIN.top, width: Math.max(0, toX(end) - toX(start)), height, fill: `url(#${this.uid}-hatch)` }),
+    );
+  }
+
+  cutLines() {
+    const { toX, height } = this.scale;
+    return this.cuts().flatMap(({ end, label }) => {
+      const px = toX(end);
+      const left = px > MARGIN.left + this.scale.width / 2;
+      const line = svg("path", { d: `M${px},${MARGIN.top}v${height}`, class: "rlhf-curves-cut" });
+      const place = { x: px + (left ? -4 : 4), y: MARGIN.top + 9, "text-anchor": left ? "end" : "start", class: "rlhf-curves-cut-label rlhf-curves-halo" };
+      return [line, svg("text", place, label)];
+    });
   }
 
   drawSeries(track, i) {
@@ -307,15 +421,27 @@ class PanelView {
       group.append(svg("path", { d, class: `rlhf-curves-band rlhf-curves-s${i % 4}` }));
     }
     if (!this.series[i].points) {
-      let [d, pen] = ["", "M"];
-      for (const [x, y] of shown) {
-        if (y !== null) d += `${pen}${toX(x).toFixed(1)},${toY(y).toFixed(1)}`;
-        pen = y === null ? "M" : "L";
-      }
-      group.append(svg("path", { d, ...this.stroke(i) }));
+      const { kept, givenUp } = this.paths(shown);
+      group.append(svg("path", { d: kept, ...this.stroke(i) }));
+      if (givenUp) group.append(svg("path", { d: givenUp, class: `rlhf-curves-line rlhf-curves-given-up rlhf-curves-s${i % 4}` }));
     }
     this.markers(group, known, i);
     return group;
+  }
+
+  /** The line as path data: what still counts, and what was given up (which leaves the line where it was left). */
+  paths(points) {
+    const { toX, toY } = this.scale;
+    const d = { kept: "", givenUp: "" };
+    let before = null; // the point before, and in which path it stands
+    for (const [x, y] of points) {
+      const here = y === null ? "" : `${toX(x).toFixed(1)},${toY(y).toFixed(1)}`;
+      const path = this.isGivenUp(x) ? "givenUp" : "kept";
+      if (here && before?.path === path) d[path] += `L${here}`;
+      else if (here) d[path] += before?.here && path === "givenUp" ? `M${before.here}L${here}` : `M${here}`;
+      before = here ? { here, path } : null;
+    }
+    return d;
   }
 
   markers(group, known, i) {
@@ -325,7 +451,8 @@ class PanelView {
     const few = this.series.length > 1 || known.length <= 12;
     known.forEach(([x, y], index) => {
       const last = index === known.length - 1;
-      if (cloud || (few && index % every === 0 && !last)) group.append(this.marker(toX(x), toY(y), i, cloud, cloud ? 2.6 : 2.4));
+      const faint = cloud || this.isGivenUp(x);
+      if (cloud || (few && index % every === 0 && !last)) group.append(this.marker(toX(x), toY(y), i, faint, cloud ? 2.6 : 2.4));
       if (last && !cloud) group.append(this.marker(toX(x), toY(y), i, false, 4));
     });
   }
@@ -351,8 +478,8 @@ class PanelView {
       const band = found[2] === null ? "" : ` [${format(found[2], this.spec)}, ${format(found[3], this.spec)}]`;
       words.push(`${this.series[i].label ? `${this.series[i].label} ` : ""}${format(found[1], this.spec)}${band}`);
     });
-    const event = this.spec.marks ? this.labelsAt(this.cursor) : "";
-    this.readout.textContent = [`${this.spec.xlabel} ${at(this.cursor)}`, ...words, event].filter(Boolean).join(" · ");
+    const givenUp = this.isGivenUp(this.cursor) ? "given up" : "";
+    this.readout.textContent = [`${this.spec.xlabel} ${at(this.cursor)}`, ...words, givenUp, this.labelsAt(this.cursor)].filter(Boolean).join(" · ");
     this.pointer.replaceChildren(...parts);
   }
 }
@@ -376,12 +503,15 @@ function render({ model, el }) {
   root.style.setProperty("--rlhf-curves-panel-width", `${model.get("panel_width")}px`);
   let frame = 0;
   const options = { height: model.get("plot_height"), markName: model.get("mark_name") };
-  const views = model.get("panels").map((spec) => new PanelView(spec, history, options, follow));
+  const views = model.get("panels").map((spec) => new PanelView(spec, history, options, follow, openMark));
 
   function follow(x, source, speak = false) {
     for (const view of views) {
       if (view === source || view.spec.xlabel === source.spec.xlabel) view.point(x, speak && view === source);
     }
+  }
+  function openMark(id) {
+    model.send({ type: "mark", id });
   }
   function draw() {
     frame = 0;
