@@ -56,6 +56,12 @@ EVENTS = sa.Table(
     sa.Column("target", sa.Text, nullable=False, server_default=""),  # the candidate that the answer is about, if one
     sa.Index("events_of_annotator", "annotator", "seq"),
     sa.Index("events_of_question", "question_id", "annotator"),
+    sa.Index(
+        "events_withdrawn",
+        "annotator",
+        sqlite_where=sa.text("withdraws IS NOT NULL"),
+        postgresql_where=sa.text("withdraws IS NOT NULL"),
+    ),
     sqlite_autoincrement=True,
 )
 ANNOTATORS = sa.Table(
@@ -75,7 +81,14 @@ QUEUE = sa.Table(
     sa.Column("priority", sa.Float, nullable=False),  # higher comes first
     sa.Column("expected", sa.JSON),  # of a check question: [[better, worse], …], candidate ids
     sa.Column("created", sa.Text, nullable=False),
-    sa.Index("queue_order", "priority", "number"),
+    sa.Index(  # the next one for somebody: what is full is not in it
+        "queue_free",
+        sa.desc("priority"),
+        sa.desc("taken"),
+        "number",
+        sqlite_where=sa.text("taken < overlap"),
+        postgresql_where=sa.text("taken < overlap"),
+    ),
 )
 ASSIGNMENTS = sa.Table(
     "assignments",

@@ -11,6 +11,8 @@ def upgrade() -> None:
     op.add_column("events", sa.Column("target", sa.Text, nullable=False, server_default=""))
     op.create_index("events_of_annotator", "events", ["annotator", "seq"])
     op.create_index("events_of_question", "events", ["question_id", "annotator"])
+    withdrawn, free = sa.text("withdraws IS NOT NULL"), sa.text("taken < overlap")
+    op.create_index("events_withdrawn", "events", ["annotator"], sqlite_where=withdrawn, postgresql_where=withdrawn)
     op.create_table(
         "annotators",
         sa.Column("name", sa.Text, primary_key=True),
@@ -27,7 +29,8 @@ def upgrade() -> None:
         sa.Column("expected", sa.JSON),
         sa.Column("created", sa.Text, nullable=False),
     )
-    op.create_index("queue_order", "queue", ["priority", "number"])
+    order = [sa.text("priority DESC"), sa.text("taken DESC"), "number"]
+    op.create_index("queue_free", "queue", order, sqlite_where=free, postgresql_where=free)
     op.create_table(
         "assignments",
         sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
