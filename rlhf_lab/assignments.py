@@ -136,12 +136,17 @@ class Assignments:
         return None if held is None else self.store.question(held)
 
     def _held(self, connection: sa.Connection, annotator: str) -> str | None:
-        state = ASSIGNMENTS.c.state
-        running = (state == "open") & (ASSIGNMENTS.c.expires > time.time())
-        taken_back = (state == "done") & ~_answered()  # they answered and withdrew: theirs to answer again
-        mine = (ASSIGNMENTS.c.annotator == annotator) & ((running & ~_answered()) | taken_back)
-        query = sa.select(ASSIGNMENTS.c.question_id).where(mine)
-        return connection.scalar(query.order_by(ASSIGNMENTS.c.number).limit(1))
+        number, state = ASSIGNMENTS.c.number, ASSIGNMENTS.c.state
+        mine = sa.select(number).where(ASSIGNMENTS.c.annotator == annotator)
+        running = mine.where(state == "open", ASSIGNMENTS.c.expires > time.time())
+        withdrawn = sa.select(EVENTS.c.question_id).where(
+            EVENTS.c.annotator == annotator, EVENTS.c.withdraws.is_not(None)
+        )
+        taken_back = mine.where(state == "done", ASSIGNMENTS.c.question_id.in_(withdrawn))  # theirs to answer again
+        # A few numbers first, then whether those are answered: in one statement PostgreSQL reads every event.
+        held = [*connection.scalars(running), *connection.scalars(taken_back)]
+        open_ = sa.select(ASSIGNMENTS.c.question_id).where(number.in_(held), ~_answered())
+        return connection.scalar(open_.order_by(number).limit(1)) if held else None
 
     def _assign(self, connection: sa.Connection, annotator: str) -> str | None:
         self._settle(connection)
