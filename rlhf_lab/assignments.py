@@ -10,6 +10,7 @@ is free for others; if its person answers late, the label counts all the same.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import secrets
 import time
 from collections.abc import Iterable, Sequence
@@ -33,6 +34,18 @@ class QueueState:
     places: int
     answered: int
     open: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far one person is: questions answered, questions free for them now, and those that others hold just now.
+
+    A held question may become free again when its person takes too long.
+    """
+
+    answered: int
+    free: int
+    held: int
 
 
 class Assignments:
@@ -74,6 +87,17 @@ class Assignments:
         """Everybody enrolled, in the order of enrolment."""
         with self.store.database.begin() as connection:
             return list(connection.scalars(sa.select(ANNOTATORS.c.name).order_by(ANNOTATORS.c.created)))
+
+    def admit_teacher(self) -> str:
+        """A new key for the teacher's page; the one before it ends. Only its hash is kept."""
+        key = secrets.token_urlsafe(16)
+        self.store.add_note("teacher", {"key_hash": _hash(key)})
+        return key
+
+    def is_teacher(self, key: str) -> bool:
+        """Whether `key` opens the teacher's page."""
+        note = self.store.note("teacher")
+        return note is not None and hmac.compare_digest(str(note.get("key_hash")), _hash(key))
 
     # --- the queue ---
 
@@ -210,6 +234,25 @@ class Assignments:
             running = (ASSIGNMENTS.c.state == "open") & (ASSIGNMENTS.c.expires > time.time())
             open_ = connection.scalar(rows.where(running, ~_answered()))
         return QueueState(questions, int(places), answered, open_)
+
+    def progress(self, annotator: str) -> Progress:
+        """How far `annotator` is, and whether more can come to them."""
+        theirs = (ASSIGNMENTS.c.question_id == QUEUE.c.question_id) & (ASSIGNMENTS.c.annotator == annotator)
+        mine = sa.select(ASSIGNMENTS.c.number).where(theirs, ASSIGNMENTS.c.state != "expired").exists()
+        told = sa.select(EVENTS.c.seq).where(
+            EVENTS.c.question_id == QUEUE.c.question_id, EVENTS.c.annotator == annotator
+        )
+        rest = sa.select(QUEUE.c.question_id).where(~mine, ~told.exists())
+        full = QUEUE.c.taken >= QUEUE.c.overlap
+        waiting = (
+            sa.select(ASSIGNMENTS.c.number)
+            .where(ASSIGNMENTS.c.question_id == QUEUE.c.question_id, ASSIGNMENTS.c.state == "open", ~_answered())
+            .exists()
+        )
+        with self.store.database.begin() as connection:
+            free = connection.scalar(sa.select(sa.func.count()).select_from(rest.where(~full).subquery()))
+            held = connection.scalar(sa.select(sa.func.count()).select_from(rest.where(full, waiting).subquery()))
+        return Progress(len(self.store.answered(annotator)), free, held)
 
     def assigned(self, annotator: str | None = None) -> list[tuple[str, str]]:
         """(question id, annotator) of every place handed out and not run out, in order."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
+from .cli_feedback import add_feedback_commands
 from .config import PROFILES
 from .errors import InputError
 
@@ -61,7 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_train_reward(commands)
     _add_scenario(commands)
-    _add_export(commands)
+    add_feedback_commands(commands, _command)
+    _add_classroom(commands)
     return parser
 
 
@@ -250,37 +252,13 @@ def judge_report(scenario: Any, seed: int = 0, n: int = 300) -> str:
     return "\n".join(report)
 
 
-# --- export -----------------------------------------------------------------------------------------------------------
+# --- classroom --------------------------------------------------------------------------------------------------------
 
 
-def _add_export(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "export",
-        _export,
-        "write collected feedback as preference pairs",
-        "the file was not written",
-        "Every strict pair of the answers in force becomes one line; ties are left out (no form for them).",
-    )
-    parser.add_argument("--store", metavar="URL", required=True, help="feedback store: a file, or a database URL")
-    parser.add_argument("--format", choices=("trl", "hh"), default="trl", help="the form of a line")
-    parser.add_argument("--annotator", metavar="NAME", help="only this person's answers (default: everybody's)")
-    parser.add_argument("file", metavar="FILE", help="JSON Lines file to write")
+def _add_classroom(commands: Any) -> None:
+    from .classroom import add_command
 
-
-def _export(options: argparse.Namespace) -> None:
-    from .formats import write_pairs
-    from .store import FeedbackStore
-
-    if "://" not in options.store and not Path(options.store).exists():
-        raise InputError(f"feedback store {options.store} does not exist; name the .db file of a run or of a class")
-    with FeedbackStore(options.store) as store:
-        pairs = store.comparisons(options.annotator)
-    strict = [pair for pair in pairs if not pair.tie]
-    if not strict:
-        raise InputError(f"feedback store {options.store} holds no strict pair to write; rank some replies first")
-    written = write_pairs(options.file, strict, options.format)
-    print(f"{written} pairs written to {options.file}; {len(pairs) - len(strict)} ties left out")
+    add_command(commands)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Imports run one way: a module imports from its own layer and from those before it.
 LAYERS = [
-    {"errors", "records", "config"},
+    {"errors", "records", "config", "kernel_forks"},
     {"database"},
     {"scenario", "text", "store", "plots", "exercises"},
-    {"assignments", "formats", "agreement", "quality", "selection"},
+    {"assignments", "formats", "agreement", "aggregation", "quality", "selection", "class_report"},
     {"judge"},
     {"annotators"},
     {"models", "sampling"},
@@ -25,7 +25,7 @@ LAYERS = [
     {"evaluation"},
     {"runs", "reward_from_pairs", "chat", "snapshots"},
     {"personal"},
-    {"live", "classroom"},
+    {"live", "class_questions", "class_trainer", "classroom_server", "classroom"},
     {"cli"},
 ]
 # What trains a model sees comparisons and nothing of the truth behind them.
