@@ -144,8 +144,13 @@ class FeedbackStore:
         """
         return self.append_all([answer])[0]
 
-    def append_all(self, answers: Iterable[Answer], questions: Iterable[Question] = ()) -> list[int]:
-        """Commit many answers, with the questions that they need, or none of them: one transaction (an import)."""
+    def append_all(
+        self, answers: Iterable[Answer], questions: Iterable[Question] = (), withdrawn: Collection[str] = ()
+    ) -> list[int]:
+        """Commit many answers, with the questions that they need, or none of them: one transaction (an import).
+
+        `withdrawn` holds ids of those of the answers that were taken back; they are withdrawn in the same transaction.
+        """
         answers, questions = list(answers), list(questions)
         with self._begin(write=True) as connection:
             self._add_questions(connection, questions)
@@ -160,6 +165,7 @@ class FeedbackStore:
                 elif not _same(known[answer.id], row):
                     raise InputError(f"{self.name} already has a different answer under the id {answer.id!r}")
             added = self._insert(connection, fresh)
+            self._withdraw_standing(connection, set(withdrawn))
         return [added.get(answer.id) or known[answer.id]["seq"] for answer in answers]
 
     def _row(self, answer: Answer, asked: dict[str, Question]) -> dict[str, Any]:
@@ -183,6 +189,12 @@ class FeedbackStore:
             given = self._own(connection, answer_id, annotator)
             known = connection.scalar(sa.select(EVENTS.c.seq).where(EVENTS.c.withdraws == answer_id))
             return known or self._withdraw(connection, [given])[0]
+
+    def _withdraw_standing(self, connection: sa.Connection, ids: set[str]) -> None:
+        """Withdraw those of these answers that stand."""
+        for part in _parts(sorted(ids)):
+            query = sa.select(EVENTS).where(EVENTS.c.id.in_(part), EVENTS.c.kind.in_(ANSWERS), _standing())
+            self._withdraw(connection, connection.execute(query.order_by(EVENTS.c.seq)).all())
 
     def withdraw_from(self, answer_id: str, annotator: str) -> list[Answer]:
         """Take back this answer and all that `annotator` gave after it, in one transaction; returns them, oldest first.
