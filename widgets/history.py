@@ -131,13 +131,10 @@ class HistoryWidget(anywidget.AnyWidget):
                 self._redraw(label)
         self._coalescer.poke()
 
-    def take_back_from(self, answer_id: str) -> list[Label]:
-        """This label and all after it count no more; returns those that did until now."""
+    def standing_from(self, answer_id: str) -> list[Label]:
+        """This label and all after it that count."""
         with self._lock:
-            gone = [label for label in self._from(answer_id) if not label.taken_back]
-            for label in gone:
-                self.take_back(label.answer.id, "rolled back")
-        return gone
+            return [label for label in self._from(answer_id) if not label.taken_back]
 
     def rolled_back(self, event: RolledBack) -> tuple[int, int] | None:
         """The loop went back to before a label: the numbers of the first and the last label taken back by that."""

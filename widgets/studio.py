@@ -508,9 +508,9 @@ class Studio(ipywidgets.VBox):
 
     def _take_rollback(self, event: RolledBack) -> None:
         span = self.history.rolled_back(event)
-        self.curves.cut(event.to_step, event.step, f"↩ {event.to_step}", PPO_AXIS)
+        self.curves.cut(event.to_step, event.step, f"↩ back to {event.to_step}", PPO_AXIS)
         if span is not None:
-            self.curves.cut(span[0] - 1, span[1], f"↩ {span[0] - 1}", LABEL_AXIS)
+            self.curves.cut(span[0] - 1, span[1], f"↩ back to {span[0] - 1}", LABEL_AXIS)
             for label in self.history.labels:
                 if label.learned and span[0] <= label.number <= span[1]:
                     self._mark(label, label.number)
@@ -677,9 +677,12 @@ class Studio(ipywidgets.VBox):
 
     def _roll_back(self, label: Label) -> None:
         """Go back to before a label; the worker puts the models back and then says `RolledBack`."""
+        gone = self.history.standing_from(label.answer.id)  # before the worker says that it is done
         count = self.loop.rollback(label.answer.id)
         labels = self.loop.labels
-        self._forget(self.history.take_back_from(label.answer.id))
+        for each in gone:
+            self.history.take_back(each.answer.id, "rolled back")
+        self._forget(gone)
         with self._lock:
             self._data["bar"] |= {
                 "labels": labels,
@@ -737,12 +740,14 @@ def effect_view(effect: Effect, answer: Answer | None = None) -> dict[str, Any]:
     places = places_given(effect.order)
     before, after = ranks(effect.before), ranks(effect.after)
     corrected = answer is not None and answer.kind == "correction"
+    thumb = {answer.candidate: answer.up} if isinstance(answer, Vote) else {}
     rows = [
         {
             "text": candidate.text,
-            "you": tiers.get(candidate.id),
+            "you": {True: "👍", False: "👎"}.get(thumb.get(candidate.id), tiers.get(candidate.id)),
             "who": ("your text" if tiers.get(candidate.id) == 1 else "the original") if corrected else "",
-            "agrees": after[i] in places.get(candidate.id, ()),
+            "agrees": after[i] in places.get(candidate.id, ())
+            or (candidate.id in thumb and thumb[candidate.id] == (effect.after[i] > effect.before[i])),
             "rank_before": before[i],
             "rank_after": after[i],
             "before": effect.before[i],

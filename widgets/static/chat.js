@@ -262,7 +262,7 @@ function chatView(model, host) {
     const grown = turns.length > drawn.size;
     const idle = !busy();
     turns.forEach((turn, i) => {
-      const look = JSON.stringify([turn, i, idle, editing(turn), turn.choices.length ? orderOf(turn) : null]);
+      const look = JSON.stringify([turn, i, idle, editing(turn), turn.choices?.length ? orderOf(turn) : null]);
       const [before, old] = drawn.get(turn.id) ?? [];
       if (before === look) return;
       const fresh = drawTurn(turn, i + 1);

@@ -227,7 +227,7 @@ function replyRow(row) {
   );
   if (row.who) text.prepend(node("b", { class: "rlhf-studio-who" }, `${row.who}: `));
   const place = row.you === null ? "–" : String(row.you);
-  const meant = row.agrees ? "the same place as you gave it" : "not the place that you gave it";
+  const meant = typeof row.you === "string" ? (row.agrees ? "its score went your way" : "its score did not go your way") : row.agrees ? "the same place as you gave it" : "not the place that you gave it";
   const you = node("div", { class: `rlhf-studio-you${row.agrees ? " rlhf-studio-agrees" : ""}`, title: meant }, place);
   return node("div", { class: "rlhf-studio-row-reply", style: `height:${ROW}px` }, text, change, you);
 }
