@@ -78,6 +78,7 @@ class ClassReport:
     agreement: AgreementReport
     items: tuple[Item, ...]
     models: tuple[dict[str, Any], ...] = field(default=())
+    longest: int = 0  # replies of the largest question answered
 
 
 class ClassLog:
@@ -141,8 +142,9 @@ class ClassLog:
         rows = [self._row(name, mine[name], assigned.get(name, 0), checks, agreement, now) for name in people]
         rows = [replace(row, concerns=concerns.get(row.name, ())) for row in rows]
         return ClassReport(
-            tuple(rows), self.queue.state(), len(answers), agreement, self._items(answers), tuple(self._models)
-        )
+            tuple(rows), self.queue.state(), len(answers), agreement, self._items(answers), tuple(self._models),
+            max((len(self.question(a.question_id).candidates) for a in answers), default=0),
+        )  # fmt: skip
 
     def _assigned(self) -> dict[str, int]:
         query = sa.select(ASSIGNMENTS.c.annotator, sa.func.count()).where(ASSIGNMENTS.c.state != "expired")

@@ -383,7 +383,8 @@ def run(options: argparse.Namespace) -> None:
     def end(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, end)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job would ignore the first
+        signal.signal(number, end)
     hold_class(settings, lambda text: print(text, flush=True))
 
 

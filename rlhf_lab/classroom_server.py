@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from jupyter_server.auth.identity import IdentityProvider, User
 from jupyter_server.base.handlers import FileFindHandler
 from jupyter_server.services.kernels.handlers import KernelHandler
 from jupyter_server.utils import url_path_join
+from traitlets import Unicode
 from voila.app import Voila
 from voila.shutdown_kernel_handler import VoilaShutdownKernelHandler
 from voila.static_file_handler import MultiStaticFileHandler
@@ -38,8 +40,10 @@ from .kernel_forks import install
 from .store import FeedbackStore, StoreError
 
 PAGES = Path(__file__).parent / "classroom_pages"
+WIDGETS = {"rank": "ranking", "compare": "compare", "grade": "compare", "rate": "rating", "thumbs": "thumbs"}
 EXTENSIONS = ["@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8", "anywidget"]
 COOKIE_DAYS = 31
+REMEMBER = 30.0  # seconds for which a key that was looked up need not be looked up again
 KERNEL = r"(?P<kernel_id>\w+-\w+-\w+-\w+-\w+)"
 NO_KEY = "This page opens with a personal link. Ask your teacher for yours. (Cookies must be allowed for this page.)"
 WRONG_KEY = "This link’s key is not known. Ask your teacher for your link again."
@@ -73,8 +77,12 @@ class ClassIdentity(IdentityProvider):
     one browser.
     """
 
-    token = "one key a person"  # not empty: authentication is on
+    token = Unicode("one key a person")  # not empty: authentication is on
     people: Assignments
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._known: dict[tuple[Door, str], tuple[float, User]] = {}
 
     def get_user(self, handler: tornado.web.RequestHandler) -> User | None:
         for door in (STUDENT, TEACHER):
@@ -86,15 +94,24 @@ class ClassIdentity(IdentityProvider):
 
     def user_of(self, door: Door, key: str) -> User | None:
         """The user whom a key opens this door to, or None. Raises StoreError when the database cannot be asked."""
+        known = self._known.get((door, key))
+        if known and time.monotonic() < known[0]:
+            return known[1]
         try:
             if door is TEACHER:
-                return User("teacher:", "Teacher") if self.people.is_teacher(key) else None
-            name = self.people.who(key)
-            return User(f"student:{name}", name)
+                user = User("teacher:", "Teacher") if self.people.is_teacher(key) else None
+            else:
+                name = self.people.who(key)
+                user = User(f"student:{name}", name)
         except StoreError:
+            if known:  # the database is away for a moment: whoever was known still is
+                return known[1]
             raise
         except InputError:
-            return None
+            user = None
+        if user:
+            self._known[door, key] = time.monotonic() + REMEMBER, user
+        return user
 
     def cookie_of(self, door: Door, handler: tornado.web.RequestHandler) -> str:
         port = handler.request.host.rpartition(":")[2]
@@ -110,10 +127,10 @@ class PageHandler(TornadoVoilaHandler):
     def initialize(self, door: Door, **options: Any) -> None:
         super().initialize(notebook_path=door.notebook, **options)
         self.door = door
-        self.prelaunch_hook = None
 
     async def prepare(self) -> None:  # the base class would send people to a login form
         self.current_user = None
+        self.xsrf_token  # noqa: B018 (sets the cookie that a page shows when it ends its kernel)
         _secure(self)
 
     async def get(self, path: str | None = None) -> None:
@@ -218,7 +235,7 @@ def make_server(settings: dict[str, Any]) -> ClassServer:
         template="lab",
     )  # fmt: skip
     app.config.AsyncMappingKernelManager.update(
-        cull_idle_timeout=settings.get("idle", 1800), cull_interval=60, cull_connected=False, root_dir=str(PAGES)
+        cull_idle_timeout=settings.get("idle", 900), cull_interval=60, cull_connected=False, root_dir=str(PAGES)
     )
     app.initialize([])
     app.voila_configuration.prelaunch_hook = _write_cell
@@ -235,7 +252,7 @@ def main() -> None:
     os.environ["RLHF_LAB_CLASS"] = json.dumps(settings)  # for the kernels
     threading.Thread(target=_end_with_parent, daemon=True).start()
     drivers = [] if settings["store"].startswith("sqlite") else ["psycopg"]
-    nursery = install(["widgets.labelling", "widgets.dashboard", *drivers])
+    nursery = install(["widgets.labelling", f"widgets.{WIDGETS.get(settings['form'], 'correction')}", *drivers])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command that began us ends us
     try:
         make_server(settings).start()

@@ -45,9 +45,9 @@ PANELS = (
 
 COEFFICIENTS = (  # field of the report, title, what it means in one sentence
     ("strict", "Raw agreement", "How often two students prefer the same reply, ties left out; a coin reaches 50%."),
-    ("cohen", "Cohen’s kappa", "Agreement beyond chance of two students, averaged over all two: 0 is chance, 1 perfect."),
+    ("cohen", "Cohen’s kappa", "Agreement of two students beyond chance, on average: 0 is chance, 1 perfect."),
     ("fleiss", "Fleiss’ kappa", "The same for the whole class at once, if everybody had the same habits."),
-    ("alpha", "Krippendorff’s alpha", "Agreement beyond chance that copes with missing answers: use labels from about 0.67 on with care, 0.8 on freely."),
+    ("alpha", "Krippendorff’s alpha", "The same with answers missing. Custom wants 0.8, or 0.67 with care."),
     ("places", "Alpha of whole rankings", "Krippendorff’s alpha of each reply’s place, where near misses count less."),
     ("grades", "Alpha of grades", "Krippendorff’s alpha of how much better, where near misses count less."),
     ("votes", "Alpha of thumbs", "Krippendorff’s alpha of thumbs up and down."),
@@ -70,7 +70,7 @@ class Dashboard(ipywidgets.VBox):
     paused = traitlets.Bool(False)
 
     def __init__(self, store: FeedbackStore, *, interval: float = 3.0, title: str = "The class") -> None:
-        self.log, self.title = ClassLog(store), title
+        self.class_log, self.title = ClassLog(store), title
         self._interval, self._error, self._report = interval, "", None
         self._wake, self._closed, self._lock = threading.Event(), False, threading.RLock()
         self._plotted = 0
@@ -96,8 +96,8 @@ class Dashboard(ipywidgets.VBox):
         """Read what is new and show it now. A database that is away is said in place."""
         try:
             with self._lock:
-                if self.log.refresh() or self._report is None or self._error:
-                    self._report = self.log.report()
+                if self.class_log.refresh() or self._report is None or self._error:
+                    self._report = self.class_log.report()
             error = ""
         except InputError as problem:
             error = str(problem)
@@ -185,6 +185,7 @@ class Dashboard(ipywidgets.VBox):
             {"title": title, "meaning": meaning} | _words(getattr(report.agreement, name), name)
             for name, title, meaning in COEFFICIENTS
             if name in ("strict", "cohen", "fleiss", "alpha") or getattr(report.agreement, name) is not None
+            if name != "places" or report.longest > 2  # of two replies it says what alpha says
         ]
         return state | {
             "students": len(report.students), "answers": report.answers, "queue": queue, "agreement": agreement,

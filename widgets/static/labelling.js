@@ -16,6 +16,14 @@ function themeButton() {
   return [button];
 }
 
+/** On a page of its own the task has the keys from the start; in a notebook the notebook keeps them. */
+function focusTask(tries = 60) {
+  if (!window.rlhfToggleTheme || document.activeElement !== document.body) return;
+  const task = document.querySelector(".rlhf-feedback");
+  if (task?.offsetParent) task.focus({ preventScroll: true });
+  else if (tries) setTimeout(focusTask, 100, tries - 1);
+}
+
 function render({ model, el }) {
   const title = node("h1", { class: "rlhf-page-name" });
   const own = node("span", { class: "rlhf-page-own" });
@@ -31,7 +39,7 @@ function render({ model, el }) {
     line.hidden = !name;
     title.textContent = name ?? "";
     if (name) document.title = `${name} – RLHF Lab`;
-    own.textContent = answered === 1 ? "1 answer" : `${answered} answers`;
+    own.textContent = answered === 1 ? "1 question answered" : `${answered} questions answered`;
     bar.parentNode.hidden = !places;
     bar.setAttribute("aria-valuemax", String(places));
     bar.setAttribute("aria-valuenow", String(done));
@@ -40,6 +48,7 @@ function render({ model, el }) {
     error.textContent = message;
     error.hidden = !message;
   }
+  focusTask();
   model.on("change:data", draw);
   el.append(root);
   draw();
