@@ -183,6 +183,7 @@ class Studio(ipywidgets.VBox):
     """
 
     _of_loop: WeakValueDictionary[int, Studio] = WeakValueDictionary()
+    _closed = True  # until it is made
 
     def __init__(
         self,
@@ -270,6 +271,8 @@ class Studio(ipywidgets.VBox):
 
     def close(self) -> None:
         """Stop listening to the loop and close the view. The loop itself goes on."""
+        if self._closed:
+            return
         with self._lock:
             if self._closed:
                 return
@@ -677,17 +680,21 @@ class Studio(ipywidgets.VBox):
 
     def _roll_back(self, label: Label) -> None:
         """Go back to before a label; the worker puts the models back and then says `RolledBack`."""
-        gone = self.history.standing_from(label.answer.id)  # before the worker says that it is done
-        count = self.loop.rollback(label.answer.id)
-        labels = self.loop.labels
+        gone = self.history.standing_from(label.answer.id)
+        with self._lock:  # now, for the worker may say that it is done before `rollback` returns
+            bar, message = self._data["bar"], self._data["bar"].get("message", "")
+            bar["message"] = f"Going back to before label {label.number} …"
+        try:
+            self.loop.rollback(label.answer.id)
+        except Exception:
+            bar["message"] = message
+            raise
         for each in gone:
             self.history.take_back(each.answer.id, "rolled back")
         self._forget(gone)
+        labels = self.loop.labels
         with self._lock:
-            self._data["bar"] |= {
-                "labels": labels,
-                "message": f"Going back to before label {label.number}: {count} withdrawn …",
-            }
+            bar["labels"] = labels
             self._pend(0)
         self._coalescer.poke()
 
