@@ -647,3 +647,75 @@ def check_enough(surely_better: Callable[[int, int], bool]) -> bool:
     ]
     hint = "Ask rlhf_lab.evaluation.wilson_interval(wins, n) for its `low`."
     return check(surely_better, cases, "Right: a win rate without its interval is gossip.", hint)
+
+
+# --- notebook 03d: agreement and quality ------------------------------------------------------------------------------
+
+
+def check_table_kappa(function: Callable[[list[list[int]]], float]) -> bool:
+    """`function(table)`: Cohen's kappa of a table of counts, rows one person's labels, columns the other's."""
+    cases = []
+    for table in ([[20, 5], [10, 15]], [[45, 15], [25, 15]], [[10, 2, 0], [3, 5, 1], [0, 4, 9]]):
+        n, size = sum(map(sum, table)), len(table)
+        rows, columns = [sum(row) / n for row in table], [sum(column) / n for column in zip(*table, strict=True)]
+        observed = sum(table[i][i] for i in range(size)) / n
+        chance = sum(r * c for r, c in zip(rows, columns, strict=True))
+        even = 1 / size
+        causes = (
+            (observed, "That is the observed agreement; chance must still be taken away."),
+            (chance, "That is the agreement by chance."),
+            (observed - chance, "Divide by the room above chance, 1 − chance."),
+            ((observed - even) / (1 - even), "Chance depends on how often each person says what: use both margins."),
+            (
+                (observed - sum(r * r for r in rows)) / (1 - sum(r * r for r in rows)),
+                "Those are one person's habits squared; multiply the row's share by the column's.",
+            ),
+        )
+        cases.append(Case((table,), (observed - chance) / (1 - chance), causes))
+    praise = "the same agreement is worth less where both people nearly always say the same."
+    return check(function, cases, praise, "p_o from the diagonal, p_e from rows × columns, each as a share of all.")
+
+
+def check_unit_agreement(function: Callable[[list[int]], float]) -> bool:
+    """`function(counts)`: the share of all two people who agree about one unit, Σ c(c − 1) / n(n − 1)."""
+    cases = []
+    for counts in ([3, 1, 0], [2, 2], [0, 5, 0], [1, 1, 1]):
+        n = sum(counts)
+        with_oneself = "That counts everybody as agreeing with themselves: c (c − 1), not c²."
+        causes = (
+            (sum(c * c for c in counts) / n**2, with_oneself),
+            (max(counts) / n, "That is the majority's share; look at people two by two."),
+            (sum(c * (c - 1) for c in counts) / 2, "That is a number of pairs; divide by all pairs, n (n − 1) / 2."),
+            (sum(c * (c - 1) for c in counts) / (2 * n * (n - 1)), "One of the two is counted once, the other twice."),
+        )
+        cases.append(Case((counts,), sum(c * (c - 1) for c in counts) / (n * (n - 1)), causes))
+    return check(function, cases, "average it over questions, take chance away, and it is Fleiss' kappa.")
+
+
+def check_posterior(function: Callable[[list[bool], list[float]], float]) -> bool:
+    """`function(votes, abilities)`: P(the first is better) after independent votes, both equally likely before."""
+    cases = []
+    for votes, abilities in (
+        ([True], [0.8]),
+        ([True, True, False], [0.6, 0.6, 0.9]),
+        ([True, False, False], [0.5, 0.7, 0.2]),
+    ):
+        both = list(zip(votes, abilities, strict=True))
+        first = math.prod(p if vote else 1 - p for vote, p in both)
+        second = math.prod(1 - p if vote else p for vote, p in both)
+        causes = (
+            (first, "That is how likely these votes are if the first is better; divide by both possibilities' sum."),
+            (second / (first + second), "That is the probability of the second."),
+            (sum(votes) / len(votes), "That is the share of votes: a careful person's must weigh more."),
+            (
+                sum(p for vote, p in both if vote) / sum(abilities),
+                "Adding abilities is a weighted vote; independent evidence multiplies.",
+            ),
+            (
+                math.prod(p for vote, p in both if vote) / (math.prod(p for vote, p in both if vote) + second),
+                "A vote for the second counts in both products: it is 1 − ability if the first is better.",
+            ),
+        )
+        cases.append(Case((votes, abilities), first / (first + second), causes))
+    praise = "one who is right nine times in ten outweighs two who are right six times in ten."
+    return check(function, cases, praise, "Multiply ability or 1 − ability over the voters, for each possibility.")

@@ -130,3 +130,17 @@ WRONG = [
 def test_each_common_mistake_is_named(checker, function, cause, capsys):
     assert not checker(function)
     assert cause in said(capsys)
+
+
+@pytest.mark.parametrize(
+    "checker, answer, cause",
+    [
+        ("check_table_kappa", lambda t: sum(t[i][i] for i in range(len(t))) / sum(map(sum, t)), "observed agreement"),
+        ("check_unit_agreement", lambda c: max(c) / sum(c), "majority's share"),
+        ("check_unit_agreement", lambda c: sum(x * x for x in c) / sum(c) ** 2, "agreeing with themselves"),
+        ("check_posterior", lambda v, a: math.prod(p if x else 1 - p for x, p in zip(v, a)), "divide by both"),  # noqa: B905
+    ],
+)
+def test_mistakes_about_agreement_get_their_cause(checker, answer, cause, capsys):
+    assert not getattr(exercises, checker)(answer)
+    assert cause in said(capsys)
