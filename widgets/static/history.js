@@ -73,12 +73,12 @@ function render({ model, el }) {
     if (row.state) what.append(node("b", { class: "rlhf-history-state" }, row.state));
     if (row.effect) what.append(node("span", { class: "rlhf-history-effect" }, row.effect));
     const buttons = ROW_ACTIONS.filter((spec) => spec.can(row)).map((spec) => {
-      const button = node("button", { type: "button", class: "rlhf-history-button", "data-action": spec.action, title: spec.hint, "aria-keyshortcuts": spec.key.toUpperCase(), tabindex: row.id === current ? "0" : "-1" }, spec.label, node("kbd", { "aria-hidden": "true" }, spec.key.toUpperCase()));
+      const button = node("button", { type: "button", class: "rlhf-history-button", "data-action": spec.action, title: spec.hint, "aria-keyshortcuts": spec.key.toUpperCase() }, spec.label, node("kbd", { "aria-hidden": "true" }, spec.key.toUpperCase()));
       button.addEventListener("click", () => act(row, spec.action));
       return button;
     });
     const item = node(
-      "li", { class: `rlhf-history-row${row.gone ? " rlhf-history-gone" : ""}`, "data-id": row.id, tabindex: row.id === current ? "0" : "-1" },
+      "li", { class: `rlhf-history-row${row.gone ? " rlhf-history-gone" : ""}`, "data-id": row.id },
       node("div", { class: "rlhf-history-name" }, node("b", {}, name), node("span", {}, row.kind)),
       what,
       node("div", { class: "rlhf-history-when" }, node("time", { datetime: row.created, title: day(row.created) }, clock(row.created)), node("span", {}, step)),
@@ -100,14 +100,27 @@ function render({ model, el }) {
     const held = list.contains(document.activeElement) ? document.activeElement : null;
     const at = held && { id: held.closest("[data-id]")?.dataset.id, action: held.dataset.action, sure: held.closest(".rlhf-history-sure") !== null };
     const elements = shown.map(([row, place]) => {
-      const look = JSON.stringify([row, row.id === current, asking === row.id && [model.get("step"), withdrawn(row)]]);
-      if (drawn.get(place)?.[0] !== look) drawn.set(place, [look, drawRow(row)]);
-      return drawn.get(place)[1];
+      const look = JSON.stringify([row, asking === row.id && [model.get("step"), withdrawn(row)]]);
+      const [before, old] = drawn.get(place) ?? [];
+      if (before === look) return old;
+      const fresh = drawRow(row);
+      drawn.set(place, [look, fresh]);
+      old?.replaceWith(fresh);
+      return fresh;
     });
     if (elements.length !== list.children.length || elements.some((element, i) => list.children[i] !== element)) list.replaceChildren(...elements);
+    letTabReach();
     more.hidden = rows.length <= limit;
     more.textContent = `Show ${Math.min(PAGE, rows.length - limit)} more`;
     if (at && document.activeElement !== held) refocus(at);
+  }
+
+  /** Tab reaches one row and its buttons; arrows change which. */
+  function letTabReach() {
+    for (const item of list.querySelectorAll("[data-id]")) {
+      const reach = item.dataset.id === current ? "0" : "-1";
+      for (const each of [item, ...item.querySelectorAll(".rlhf-history-buttons button")]) each.setAttribute("tabindex", reach);
+    }
   }
 
   function refocus({ id, action, sure: inside }) {
@@ -143,7 +156,9 @@ function render({ model, el }) {
   });
   list.addEventListener("focusin", (event) => {
     const id = event.target.closest("[data-id]")?.dataset.id;
-    if (id && id !== current) { current = id; draw(); }
+    if (!id || id === current) return;
+    current = id;
+    letTabReach();
   });
   root.addEventListener("toggle", () => {
     if (root.open !== model.get("opened")) { model.set("opened", root.open); model.save_changes(); }
