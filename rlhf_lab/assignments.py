@@ -70,7 +70,8 @@ class Assignments:
         key = secrets.token_urlsafe(16)
         row = {"key_hash": _hash(key), "created": utc_now()}
         with self.store.database.begin(write=True) as connection:
-            changed = connection.execute(sa.update(ANNOTATORS).where(ANNOTATORS.c.name == name).values(row))
+            mine = sa.update(ANNOTATORS).where(ANNOTATORS.c.name == name)
+            changed = connection.execute(mine.values(key_hash=row["key_hash"]))
             if not changed.rowcount:
                 connection.execute(sa.insert(ANNOTATORS).values(row | {"name": name}))
         return key

@@ -61,6 +61,7 @@ class LabellingPage(ipywidgets.VBox):
     def __init__(
         self, store: FeedbackStore, annotator: str, form: str = "rank", *, lease: float = 1800.0, poll: float = 3.0
     ) -> None:
+        self._changed, self._closed, self._poll = threading.Event(), False, poll
         if form not in FORMS:
             raise InputError(f"form {form!r} of a class: must be one of {', '.join(FORMS)}")
         self.store, self.annotator = store, annotator
@@ -69,10 +70,8 @@ class LabellingPage(ipywidgets.VBox):
         self.questions = self._make_widget(form)
         super().__init__([self.header, self.questions])
         self.add_class("rlhf-labelling")
-        self._changed, self._closed = threading.Event(), False
         self.questions.observe(lambda _: self._changed.set(), "progress")
         self._look()
-        self._poll = poll
         threading.Thread(target=self._watch, name="rlhf-lab labelling page", daemon=True).start()
 
     def _make_widget(self, form: str) -> FeedbackWidget:
@@ -129,7 +128,7 @@ class LabellingPage(ipywidgets.VBox):
         """Stop watching and close the view; what was answered is in the store."""
         self._closed = True
         self._changed.set()
-        for widget in (self.header, self.questions):
+        for widget in self.children:
             widget.close()
         super().close()
 
