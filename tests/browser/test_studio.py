@@ -10,7 +10,7 @@ TESTS = Path(__file__).resolve().parents[1]
 SETUP = f"""
 import sys, threading, time
 sys.path.insert(0, {str(TESTS)!r})
-from fake_loop import DemoLoop, FakeLoop, make_question, make_stats
+from fake_loop import DemoLoop, FakeLoop, InputError, make_question, make_stats
 from rlhf_lab.records import *
 from widgets.studio import Studio
 """
