@@ -119,6 +119,56 @@ def test_many_threads_lose_no_point():
     }
 
 
+def test_a_mark_with_the_id_of_an_earlier_one_takes_its_place_here_and_on_the_page():
+    widget = chart()
+    page = Page(widget)
+    page.hello()
+    widget.mark(1, "label 1", "a", also={"your label": 1})
+    widget.mark(2, "label 2", "b")
+    widget.mark(1, "label 1 (withdrawn)", "a", withdrawn=True)
+    assert [(mark.x, mark.label, mark.withdrawn) for mark in widget.marks] == [
+        (1.0, "label 1 (withdrawn)", True), (2.0, "label 2", False),
+    ]  # fmt: skip
+    assert page.marks == [[1.0, "label 1 (withdrawn)", "a", True, {}], [2.0, "label 2", "b", False, {}]]
+    assert page.messages[-1]["marks"]["items"] == []  # one change is all that was sent
+    late = Page(widget)
+    late.hello()
+    assert late.marks == page.marks
+
+
+def test_a_mark_that_changes_before_any_page_has_said_hello_arrives_as_it_is_now():
+    widget = chart()
+    widget.send = lambda message: None
+    widget.mark(1, "one", "a")
+    widget.mark(1, "one, changed", "a")
+    page = Page(widget)
+    page.hello()
+    assert [mark[1] for mark in page.marks] == ["one, changed"]
+
+
+def test_a_cut_reaches_every_page_and_the_figure_and_is_cleared():
+    widget = chart()
+    page = Page(widget)
+    page.hello()
+    for x in range(6):
+        widget.add("reward", x, x)
+    widget.cut(2, 5, "back to 2")
+    assert page.cuts == [{"xlabel": "step", "start": 2.0, "end": 5.0, "label": "back to 2"}]
+    reward = widget.figure().axes[0]
+    assert [line.get_label() for line in reward.lines if "back" in str(line.get_label())] == ["back to 2"]
+    widget.clear()
+    assert page.cuts == [] == widget.cuts
+
+
+def test_a_mark_that_the_person_chooses_is_told_by_its_id():
+    chosen = []
+    widget = chart(on_mark=chosen.append)
+    widget.mark(1, "one", "a")
+    for name in ("a", "never marked", None):
+        widget._handle_custom_msg({"type": "mark", "id": name}, [])
+    assert chosen == ["a"]
+
+
 class FakeTime:
     """A clock that is set by hand, and timers that fire when it passes them."""
 
