@@ -63,13 +63,17 @@ def verify_audit(path: str | Path) -> str:
     if decode is None:
         raise InputError(f"{path}: an audit is a file that ends with {', '.join(_DECODERS)}")
     try:
-        header, rows = decode(read_bytes(path).decode("utf-8"))
+        said = read_bytes(path).decode("utf-8")
+        header, rows = decode(said)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start + 1}") from None
     except (InputError, csv.Error) as error:
         raise InputError(f"{path}: not an audit that can be read: {error}") from None
     with located(str(path)):
-        return _verified(header, rows)
+        last = _verified(header, rows)
+        if decode is _from_html and _html(header, rows).decode("utf-8") != said:
+            raise InputError("the page around its entries was changed: what is shown may not be what they say")
+    return last
 
 
 def _verified(header: Row, rows: list[Row]) -> str:
@@ -320,7 +324,7 @@ def _list(row: Row, names: Iterable[str]) -> str:
     for name in names:
         hidden = "" if row[name] else " hidden"
         value = html.escape(row[name])
-        shown.append(f"<dt{hidden}>{_NAMES[name]}</dt><dd{hidden} data-field={name}>{value}</dd>")
+        shown.append(f"<dt{hidden}>{_NAMES.get(name, html.escape(name))}</dt><dd{hidden} data-field={html.escape(name)}>{value}</dd>")
     return f"<dl>{''.join(shown)}</dl>"
 
 

@@ -155,11 +155,16 @@ class _Draft:
         """What makes two questions one: the prompt and the replies, in whatever order."""
         return (self.prompt, *(part for reply in sorted(self.replies) for part in reply))
 
+    @property
+    def said(self) -> str:
+        """The decision as text, to put answers in an order that does not depend on the file's."""
+        return json.dumps([self.replies, self.decide([str(place) for place in range(len(self.replies))])])
+
 
 class Builder:
     """Collects what a file holds, and makes ids from the content where the file has none.
 
-    Such ids do not depend on the line: reading a file twice, or after lines were added or moved, gives the same ones.
+    Such ids do not depend on the line: reading a file twice, or after its lines were moved, gives the same ones.
     Of questions with the same prompt and replies one is made, unless one person answers it twice: a file of pairs
     does not mean that the second answer replaces the first.
     """
@@ -231,14 +236,18 @@ class Builder:
         contents: dict[str, set[tuple[str, ...]]] = defaultdict(set)
         for draft in self._drafts:
             contents[draft.given_id].add(draft.content)
-        seen: Counter[tuple[str, str, str]] = Counter()
-        for draft in self._drafts:
+        names = []
+        same: dict[tuple[str, str, str], list[tuple[str, int]]] = defaultdict(list)  # one person's, to one question
+        for place, draft in enumerate(self._drafts):
             alone = draft.given_id and len(contents[draft.given_id]) == 1
-            name = draft.given_id if alone else made_id("question", draft.given_id, *draft.content)
-            again = seen[name, draft.annotator, draft.make.kind]
-            seen[name, draft.annotator, draft.make.kind] += 1
+            names.append(draft.given_id if alone else made_id("question", draft.given_id, *draft.content))
+            same[names[-1], draft.annotator, draft.make.kind].append((draft.said, place))
+        for answers in same.values():
+            for again, (_, place) in enumerate(sorted(answers)):
+                names[place] = made_id("question", names[place], again) if again else names[place]
+        for draft, name in zip(self._drafts, names, strict=True):
             with located(draft.where):
-                self._settle(draft, made_id("question", name, again) if again else name)
+                self._settle(draft, name)
         self._drafts.clear()
 
     def _settle(self, draft: _Draft, question_id: str) -> None:

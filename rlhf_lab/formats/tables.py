@@ -88,10 +88,21 @@ def _table_rows(name: str, table: pa.Table) -> Iterator[Record]:
     for start in range(0, table.num_rows, 1000):
         try:
             rows = table.slice(start, 1000).to_pylist()
-        except (ValueError, OverflowError) as error:  # bytes that are not UTF-8, times beyond Python's
-            raise InputError(f"{name}, rows {start + 1} to {start + 1000}: {_first_line(error)}") from None
+        except (ValueError, OverflowError):  # bytes that are not UTF-8, times beyond Python's
+            raise _bad_value(name, table, start) from None
         for number, row in enumerate(rows, start=start + 1):
             yield f"{name}, row {number}", row
+
+
+def _bad_value(name: str, table: pa.Table, start: int) -> InputError:
+    """The error for the first value, from that row on, that Python cannot hold."""
+    for number in range(start, table.num_rows):
+        for column in table.column_names:
+            try:
+                table.column(column)[number].as_py()
+            except (ValueError, OverflowError) as error:
+                return InputError(f"{name}, row {number + 1}: field {column!r} cannot be read: {_first_line(error)}")
+    return InputError(f"{name}, row {start + 1}: cannot be read")
 
 
 def _first_line(error: Exception) -> str:
