@@ -57,7 +57,7 @@ def _environment(home: Path) -> dict[str, str]:
     folders = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")
     settings = home / "settings"
     news = settings / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-    news.parent.mkdir(parents=True)
+    news.parent.mkdir(parents=True, exist_ok=True)
     news.write_text(json.dumps(QUIET))
     return (
         os.environ
@@ -78,39 +78,52 @@ def _wait_until_up(server: subprocess.Popen, url: str, log: Path) -> None:
     pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
 
 
-@pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """One JupyterLab for the session, on a free port, serving an empty folder."""
-    home, folder = tmp_path_factory.mktemp("jupyter-home"), tmp_path_factory.mktemp("jupyter-work")
-    port, log = _free_port(), home / "server.log"
+def start_lab(home: Path, folder: Path, port: int | None = None) -> tuple[Lab, subprocess.Popen]:
+    """JupyterLab on a free port (or on `port`, again), serving `folder`; its own files are in `home`."""
+    port, log = port or _free_port(), home / "server.log"
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]
     command += [f"--ServerApp.root_dir={folder}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}"]
     command += ["--LabApp.expose_app_in_browser=True"]
     command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    with log.open("w") as output:
+    with log.open("a") as output:
         server = subprocess.Popen(command, env=_environment(home), stdout=output, stderr=output, cwd=folder)
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_until_up(server, url, log)
-        yield Lab(url, folder)
-    finally:
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
+    except BaseException:
+        stop_lab(server)
+        raise
+    return Lab(url, folder), server
+
+
+def stop_lab(server: subprocess.Popen) -> None:
+    """Ask it to end, with its kernels; after 20 seconds it is killed."""
+    server.terminate()
+    try:
+        server.wait(20)
+    except subprocess.TimeoutExpired:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """One JupyterLab for the session, on a free port, serving an empty folder."""
+    lab, server = start_lab(tmp_path_factory.mktemp("jupyter-home"), tmp_path_factory.mktemp("jupyter-work"))
+    yield lab
+    stop_lab(server)
+
+
+def find_chromium() -> str | None:
+    """Chromium or Chrome: from $CHROMIUM, or as installed."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    paths = ["/usr/bin/chromium", *(shutil.which(name) for name in names)]
+    return os.environ.get("CHROMIUM") or next((path for path in paths if path and Path(path).exists()), None)
 
 
 @pytest.fixture(scope="session")
 def browser():
-    """Chromium, headless: from $CHROMIUM, or as installed."""
-    paths = [
-        "/usr/bin/chromium",
-        shutil.which("chromium"),
-        shutil.which("chromium-browser"),
-        shutil.which("google-chrome"),
-    ]
-    found = os.environ.get("CHROMIUM") or next((path for path in paths if path and Path(path).exists()), None)
+    """Chromium, headless."""
+    found = find_chromium()
     if found is None:
         message = "no Chromium: install it (Debian: apt install chromium) or set CHROMIUM to its path"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
