@@ -15,6 +15,7 @@ from rlhf_lab.formats import read_pairs
 from rlhf_lab.records import Comparison
 from rlhf_lab.reward_from_pairs import PairOptions, opening, split_by_conversation, train_on_pairs
 from rlhf_lab.runs import Run
+from rlhf_lab.store import FeedbackStore
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENARIO = ROOT / "rlhf_lab" / "scenarios" / "help_desk.yaml"
@@ -92,7 +93,9 @@ def test_an_interrupted_run_says_how_to_go_on(capsys, tmp_path, monkeypatch):
     assert "give the same command again" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["train-reward"], ["scenario"], ["scenario", "check"], ["export"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["train-reward"], ["scenario"], ["scenario", "check"], ["export"], ["import"], ["audit"]]
+)
 def test_help_and_missing_arguments(capsys, command):
     with pytest.raises(SystemExit) as done:
         main([*command, "--help"])
@@ -259,5 +262,56 @@ def test_export_refuses_a_store_that_is_not_there_and_an_empty_choice(finished, 
     assert "does not exist" in refused(capsys, "export", "--store", missing, tmp_path / "x.jsonl")
     assert not missing.exists()
     copy = shutil.copy(finished / "feedback.db", tmp_path / "copy.db")
-    error = refused(capsys, "export", "--store", copy, "--annotator", "nobody", tmp_path / "x.jsonl")
-    assert "no strict pair" in error
+    target = tmp_path / "x.jsonl"
+    assert "nothing to write" in refused(capsys, "export", "--store", copy, "--annotator", "nobody", target)
+    assert "cannot be written; use one of" in refused(capsys, "export", "--store", copy, "--format", "arena", target)
+    assert "only jsonl and parquet" in refused(capsys, "export", "--store", copy, "--everything", target)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_export_and_import_say_what_they_did_and_copy_a_store(finished, tmp_path, capsys, form):
+    source, copy, file = finished / "feedback.db", tmp_path / "copy.db", tmp_path / f"all.{form}"
+    assert main(["export", "--store", str(source), "--everything", "--format", form, str(file)]) == 0
+    assert f"records written to {file} as {form}" in capsys.readouterr().out
+    for new in ("new in the store", "nothing new in the store"):
+        assert main(["import", "--store", str(copy), str(file)]) == 0
+        assert new in capsys.readouterr().out
+    with FeedbackStore(source) as one, FeedbackStore(copy) as other:
+        assert one.answers() == other.answers() and one.questions() == other.questions()
+
+
+def test_import_names_the_annotator_and_what_it_leaves_out(tmp_path, capsys):
+    summaries = [{"text": text, "policy": "sft", "note": "short"} for text in ("one", "two")]
+    record = {"info": {"id": "x", "post": "Post."}, "summaries": summaries, "choice": 0}
+    (tmp_path / "theirs.json").write_text(json.dumps([record]))
+    store = tmp_path / "new.db"
+    assert main(["import", "--store", str(store), "--annotator", "crowd", str(tmp_path / "theirs.json")]) == 0
+    out = capsys.readouterr().out
+    assert "1 question, 1 ranking read" in out and "as summarize; 1 new" in out and "  2 notes on a summary left" in out
+    with FeedbackStore(store) as opened:
+        assert [answer.annotator for answer in opened.answers()] == ["crowd"]
+
+
+def test_import_of_a_malformed_file_makes_no_store(tmp_path, capsys):
+    (tmp_path / "bad.jsonl").write_text(
+        '{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p", "chosen": 3}\n'
+    )
+    error = refused(capsys, "import", "--store", tmp_path / "new.db", tmp_path / "bad.jsonl")
+    assert "line 2: field 'rejected' is missing" in error and not (tmp_path / "new.db").exists()
+    assert "format 'x' is unknown" in refused(
+        capsys, "import", "--store", tmp_path / "new.db", "--format", "x", tmp_path / "bad.jsonl"
+    )
+
+
+def test_audit_writes_and_verifies(finished, tmp_path, capsys):
+    file = tmp_path / "audit.html"
+    assert main(["audit", "--store", str(finished / "feedback.db"), str(file)]) == 0
+    said = capsys.readouterr().out
+    assert main(["audit", "--verify", str(file)]) == 0
+    verified = capsys.readouterr().out
+    assert "is whole and unchanged" in verified and verified.split()[-1] == said.split()[-1]
+    file.write_text(file.read_text().replace("best first: reply 1", "best first: reply 2", 1))
+    assert "was changed after the export" in refused(capsys, "audit", "--verify", file)
+    assert "does not exist" in refused(capsys, "audit", "--store", tmp_path / "none.db", file)
+    assert "one of the arguments --store --verify is required" in refused(capsys, "audit", file)

@@ -323,8 +323,8 @@ def _list(row: Row, names: Iterable[str]) -> str:
     shown = []
     for name in names:
         hidden = "" if row[name] else " hidden"
-        value = html.escape(row[name])
-        shown.append(f"<dt{hidden}>{_NAMES.get(name, html.escape(name))}</dt><dd{hidden} data-field={html.escape(name)}>{value}</dd>")
+        term, field, value = (html.escape(said) for said in (_NAMES.get(name, name), name, row[name]))
+        shown.append(f"<dt{hidden}>{term}</dt><dd{hidden} data-field={field}>{value}</dd>")
     return f"<dl>{''.join(shown)}</dl>"
 
 

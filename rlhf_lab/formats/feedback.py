@@ -345,6 +345,6 @@ def count(n: int, thing: str) -> str:
 def many(thing: str) -> str:
     """The plural, formed at the first noun: "answer without a decision" → "answers without a decision"."""
     first, space, rest = thing.partition(" ")
-    if not space or rest.split()[0] in ("of", "with", "without"):
+    if not space or rest.split()[0] in ("of", "on", "that", "to", "with", "without"):
         return f"{first}s{space}{rest}"
     return f"{first} {many(rest)}"
