@@ -92,7 +92,7 @@ def test_a_key_opens_its_persons_queue_only(store):
     ada, bob = queue.enrol("ada"), queue.enrol("  bob ")
     assert len(ada) == 22 and (queue.who(ada), queue.who(bob)) == ("ada", "bob") and queue.people() == ["ada", "bob"]
     again = queue.enrol("ada")
-    assert queue.who(again) == "ada" and queue.people() == ["bob", "ada"]
+    assert queue.who(again) == "ada" and queue.people() == ["ada", "bob"]
     for wrong in (ada, "", "ada", bob[:-1]):
         with pytest.raises(InputError, match="not known"):
             queue.who(wrong)
@@ -116,3 +116,22 @@ def test_check_questions_know_what_an_attentive_person_answers(store):
 def test_a_lease_is_a_time(store):
     with pytest.raises(InputError, match="greater than 0"):
         Assignments(store, lease=0)
+
+
+def test_progress_counts_what_is_free_and_what_others_hold(store):
+    queue = Assignments(store)
+    queue.enqueue([question(f"q{i}") for i in range(3)])
+    store.append(answer(queue.next_question("ada"), "ada"))
+    assert queue.next_question("bob") is not None
+    ada, bob = queue.progress("ada"), queue.progress("bob")
+    assert (ada.answered, ada.free, ada.held) == (1, 1, 1)
+    assert (bob.answered, bob.free, bob.held) == (0, 1, 0)
+
+
+def test_the_teachers_key_is_of_the_teacher_only(store):
+    queue = Assignments(store)
+    student, earlier = queue.enrol("ada"), queue.admit_teacher()
+    teacher = queue.admit_teacher()
+    assert queue.is_teacher(teacher) and not any(map(queue.is_teacher, (earlier, student, "")))
+    with pytest.raises(InputError, match="not known"):
+        queue.who(teacher)
