@@ -326,7 +326,7 @@ class _Evidence:
         agreed, n = self.sides[who]
         if n >= FEWEST_LABELS and len(self.people) > 2:
             usual = min(max(self._rest(self.sides, who), 0.5), 0.99)
-            like_chance = binomial_tail(agreed, n, 0.5) > 0.05 and binomial_tail(n - agreed, n, 0.5) > 0.025
+            like_chance = binomial_tail(agreed, n, 0.5) > 0.01 and binomial_tail(n - agreed, n, 0.5) > 0.025
             found["agreement"] = binomial_tail(n - agreed, n, 1 - usual) if like_chance else 1.0
         for name, counted, allowed in (("checks", self.checks, SLIP), ("speed", self.fast, HURRY)):
             bad, n = counted[who]
