@@ -16,13 +16,17 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .agreement import Z95, ReliabilityData, answers_in, one_each, pair_data, wilson
 from .assignments import Expected, passed
 from .errors import InputError
-from .records import Answer, Interval, Question, Ranking, Rating, order_of, pairs_of_order
+from .records import ANSWERS, Answer, Interval, Question, Ranking, Rating, answer_from_dict, order_of, pairs_of_order
+
+if TYPE_CHECKING:
+    from .store import FeedbackStore
 
 # --- biases -----------------------------------------------------------------------------------------------------------
 
@@ -464,14 +468,16 @@ class OrderEffect:
     last: Interval
 
 
-def order_effect(questions: Sequence[Question], answers: Sequence[Answer]) -> OrderEffect | None:
+def order_effect(questions: Sequence[Question], answers: FeedbackStore | Sequence[Answer]) -> OrderEffect | None:
     """How far a person's choice follows the order on the screen, from pairs of texts asked in both orders.
 
-    The two askings are two questions with the same prompt and texts. None where nobody was asked anything both ways.
+    Either one question asked twice (the widgets' shuffle="mirrored"), or two with the same prompt and texts. The second
+    answer to a question replaces the first in the store's `answers()`, so give the store itself, whose log holds
+    both, or a list of all. None where nobody was asked anything both ways.
     """
     asked = {question.id: question for question in questions}
     seen: dict[tuple, dict[bool, int]] = defaultdict(dict)
-    for answer in one_each(answers):
+    for answer in _all_standing(answers):
         question = _question(asked, answer)
         texts = question.texts
         for better, worse, tie in pairs_of_order(order_of(answer)):
@@ -490,6 +496,15 @@ def order_effect(questions: Sequence[Question], answers: Sequence[Answer]) -> Or
         wilson(sum((a, b) == (1, -1) for a, b in both), n),
         wilson(sum((a, b) == (-1, 1) for a, b in both), n),
     )
+
+
+def _all_standing(source: FeedbackStore | Sequence[Answer]) -> list[Answer]:
+    """Every answer that states an order and was not withdrawn, also one that a later answer replaced, oldest first."""
+    if hasattr(source, "events"):
+        events = source.events()
+        withdrawn = {event.withdraws for event in events}
+        source = [answer_from_dict(e.kind, e.payload) for e in events if e.kind in ANSWERS and e.id not in withdrawn]
+    return [answer for answer in source if order_of(answer)]
 
 
 # --- small statistics -------------------------------------------------------------------------------------------------

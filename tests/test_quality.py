@@ -20,6 +20,7 @@ from rlhf_lab.quality import (
     time_per_label,
 )
 from rlhf_lab.records import Candidate, Question, Ranking
+from rlhf_lab.store import FeedbackStore
 
 
 def make_questions(n: int, k: int = 2, seed: int = 0) -> list[Question]:
@@ -275,6 +276,21 @@ def test_asking_both_ways_round_shows_who_follows_the_screen():
     follower = order_effect(questions, [answer(q, "first") for q in questions])
     assert (follower.consistent.value, follower.first.value, follower.last.value) == (0.0, 1.0, 0.0)
     assert order_effect(questions, [answer(q, "a") for q in questions[::2]]) is None
+
+
+def test_one_question_asked_again_in_mirrored_order_is_found_in_the_store_s_log(tmp_path):
+    """The second answer replaces the first in `answers()`; the log has both, and a withdrawn one does not count."""
+    questions = [Question(f"q{i}", f"Q{i}?", (Candidate("a", "one"), Candidate("b", "two"))) for i in range(3)]
+    store = FeedbackStore(tmp_path / "feedback.db")
+    store.add_questions(questions)
+    for shown in (("a", "b"), ("b", "a")):
+        for question in questions:
+            store.append(Ranking(question.id, ((shown[0],), (shown[1],)), "Ann", shown))
+    assert order_effect(questions, store.answers()) is None
+    effect = order_effect(questions, store)
+    assert (effect.first.value, effect.first.n) == (1.0, 3)
+    store.withdraw(store.answers()[0].id, "Ann")
+    assert order_effect(questions, store).first.n == 2
 
 
 # --- small statistics -------------------------------------------------------------------------------------------------
