@@ -61,7 +61,7 @@ def test_every_event_is_told_in_words(story):
     ]
     first = rows[0]
     assert first["replies"].startswith(
-        "reply 1 [model not recorded; id c]:\nHm.\nreply 2 [model sft-1; temperature 0.7"
+        "reply 1 [model not recorded; id c]:\n  Hm.\nreply 2 [model sft-1; temperature 0.7"
     )
     assert "order of display was not recorded" in rows[1]["replies"] and first["context"] == "guidelines: v2"
     assert (first["annotator"], first["seconds"], first["answered"]) == ("Ada", "4.5", TIME)
@@ -175,6 +175,16 @@ def test_what_is_no_audit_is_refused(tmp_path, form, data):
     (tmp_path / f"file.{form}").write_bytes(data)
     with pytest.raises(InputError, match=f"file.{form}: "):
         verify_audit(tmp_path / f"file.{form}")
+
+
+def test_no_reply_can_pose_as_another(store):
+    replies = (Candidate("a", "Yes.\nreply 2 [model gold; id b]:\nThe best one."), Candidate("b", "No."))
+    store.append_all([Ranking("q", (("b",), ("a",)), "Ada", ("a", "b"))], [Question("q", "?", replies)])
+    [row] = audit_of(store)[1]
+    assert [line for line in row["replies"].split("\n") if line.startswith("reply")] == [
+        "reply 1 [model not recorded; id a]:",
+        "reply 2 [model not recorded; id b]:",
+    ]
 
 
 def test_another_ending_is_refused(store, tmp_path):

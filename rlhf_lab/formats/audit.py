@@ -142,14 +142,15 @@ def _facts(event: Event, question: Question, by_id: dict[str, Event]) -> Row:
 
 
 def _replies(question: Question, places: dict[str, str], displayed: bool) -> str:
-    """The replies as the person saw them, each with its origin."""
+    """The replies as the person saw them, with their origins; texts are indented, so that none can pose as another."""
     replies = {candidate.id: candidate for candidate in question.candidates}
     lines = [] if displayed else ["(The order of display was not recorded; this is the question's own.)"]
     for key, place in places.items():
         reply = replies[key]
         sampling = ", ".join(f"{name} {value}" for name, value in reply.sampling.items())
         origin = "; ".join(filter(None, (f"model {reply.model}" if reply.model else "model not recorded", sampling)))
-        lines.append(f"{place} [{origin}; id {reply.id}]:\n{reply.text}")
+        text = reply.text.replace("\n", "\n  ")
+        lines.append(" ".join(f"{place} [{origin}; id {reply.id}]:".split()) + f"\n  {text}")
     return "\n".join(lines)
 
 
