@@ -256,7 +256,8 @@ class DemoLoop(FakeLoop):
             sharpness = self._sharpness() if checkpoint == "policy" else 0.0
             texts = dict.fromkeys(self._write(fact, sharpness)[0] for _ in range(6 * k))
             name = f"chat-{len(self.known)}"
-            candidates = [Candidate(f"{name}-{i}", text, checkpoint) for i, text in enumerate(list(texts)[:k])]
+            model = f"policy-step{self.ppo_step}" if checkpoint == "policy" else checkpoint
+            candidates = [Candidate(f"{name}-{i}", text, model) for i, text in enumerate(list(texts)[:k])]
             return Question(name, prompt, tuple(candidates))
 
     def _restore(self, answer_id: str, withdrawn: int) -> None:

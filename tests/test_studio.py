@@ -495,6 +495,19 @@ def test_a_form_that_is_entered_while_nothing_waits_asks_and_shows_what_comes(op
     assert studio.widget.question.id == "q2"
 
 
+def test_a_question_that_a_form_cannot_ask_waits_for_one_that_can(open_studio):
+    loop = FakeLoop([make_question("one", 1), make_question("two", 2)])
+    studio = open_studio(loop)
+    assert studio.widget.question.id == "two"  # one reply cannot be ranked
+    choose(studio, "thumbs")
+    send(studio, "a1", up=True)
+    send(studio, "a2", up=True)
+    assert studio.widget.question.id == "one"
+    choose(studio, "rank")
+    choose(studio, "thumbs")
+    assert studio.widget.question.id == "one"
+
+
 def test_a_teacher_restricts_the_forms_and_gives_guidelines():
     loop = FakeLoop([make_question("q1", 3)])
     studio = Studio(loop, forms=("grade", "thumbs"), guidelines="Right before polite.", interval=0.0)
@@ -645,7 +658,7 @@ def test_a_studio_that_is_made_anew_shows_labels_rollback_and_the_chosen_form(op
     again = open_studio(loop)
     page = HistoryPage(again)
     assert again.form == "grade" and again.curves.cuts == studio.curves.cuts
-    assert [page[n]["gone"] for n in (1, 2, 3)] == [False, True, True]
+    assert [page[n]["state"] for n in (1, 2, 3)] == ["", "rolled back", "rolled back"]
     assert [mark.withdrawn for mark in again.curves.marks] == [False, True, True]
 
 
@@ -677,9 +690,15 @@ def test_choosing_a_mark_opens_the_history_there(open_studio):
 
 
 def test_what_a_correction_taught_is_said_in_words(open_studio):
-    loop = FakeLoop()
+    loop = FakeLoop([make_question("q1", 1)])
     studio = open_studio(loop)
+    choose(studio, "correct")
+    send(studio, "a1", text="a better one")
+    pair = Question("q1", "which?", (Candidate("a1", "a better one"), Candidate("q1-0", "reply 0")))
+    effect = Effect(pair, (("a1",), ("q1-0",)), (0.0, 1.0), (0.5, 0.8))
+    loop.emit(update(1, "a1", effects=(effect,), kind="correction"))
     loop.emit(Taught(4, 1, before=1.5, after=0.4))
+    assert studio.history["a1"].effect == "your text +0.50, the original +0.80; policy: 3.0× likelier"
     assert "3.0× likelier" in shown(studio, "effect")["taught"] and "1.50 → 0.40" in shown(studio, "effect")["taught"]
 
 
@@ -692,3 +711,17 @@ def test_the_effect_of_a_correction_shows_the_corrected_text_first_and_of_a_vote
     view = effect_view(Effect(one, (), (0.2,), (0.1,)), Vote("q", "a", False, "ada"))
     assert (view["rows"][0]["you"], view["rows"][0]["agrees"]) == ("👎", True)
     assert view["verdict"] == "Your thumb went down, and the reply's score fell with it."
+
+
+def test_what_a_script_answers_and_takes_back_is_in_the_history_too(open_studio):
+    loop = FakeLoop([make_question("q1", 2)])
+    studio = open_studio(loop)
+    page = HistoryPage(studio)
+    loop.ask(make_question("mine", 2))
+    loop.emit(make_stats(5))
+    loop.submit(Ranking("mine", (("mine-0",), ("mine-1",)), "ada", id="s1"))
+    loop.emit(update(1, "s1"))
+    assert (page[1]["id"], page[1]["step"], page[1]["gone"]) == ("s1", 5, False)
+    loop.undo()
+    loop.emit(update(0, "s1", agreement=None, running_agreement=None))
+    assert page[1]["gone"] and studio.curves.marks[0].withdrawn

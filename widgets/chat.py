@@ -50,6 +50,7 @@ class Version:
             "text": _sendable(self.text),
             "original": original,
             "checkpoint": self.checkpoint,
+            "model": _sendable(self.candidate.model),
             "up": self.up,
             "place": self.place,
             "of": len(self.question.candidates),

@@ -142,7 +142,9 @@ class HistoryWidget(anywidget.AnyWidget):
             if event.answer_id not in self._labels:
                 return None
             gone = [label for label in self._from(event.answer_id) if label.learned or label.taken_back]
+            replayed = all(label.taken_back == "withdrawn" for label in gone)  # read from the log, which knows no more
             for label in gone:
+                label.taken_back = "" if replayed else label.taken_back
                 self.take_back(label.answer.id, "rolled back")
             numbers = [label.number for label in gone if label.number]
             span = (numbers[0], numbers[-1]) if numbers else None

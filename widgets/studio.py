@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 SAMPLES_SHOWN = 3
 EARLIER_SHOWN = 4
 ERRORS_SHOWN = 3
+SEARCHED = 20  # questions looked through for one that a form can ask
 
 STATE_MESSAGES: dict[str, str] = {
     "idle": "Press Start: PPO begins, and you can give feedback while it runs.",
@@ -306,6 +307,7 @@ class Studio(ipywidgets.VBox):
             waiting, self._waiting = self._waiting, None
             asked = self._asked_as(form, waiting) if waiting else None
             if asked is None:
+                self._set_aside.extendleft([waiting] if waiting else [])
                 self.widget.show(None)
                 self.widget.refresh()
             elif self.widget.question is None or self.widget.question.id != asked.id:
@@ -383,16 +385,21 @@ class Studio(ipywidgets.VBox):
 
     def _next_question(self, form: str) -> Question | None:
         """What a form asks next. One that is not shown asks nothing: its answer came late."""
-        while form == self._form:
+        unfit: list[Question] = []  # questions that only another form can ask: they wait for it
+        asked = None
+        while form == self._form and asked is None and len(unfit) < SEARCHED:
             with self._lock:
-                waiting, self._waiting = self._waiting, None
-                if waiting is None and self._set_aside:
-                    waiting = self._set_aside.popleft()
-            question = waiting or self._remember(self.loop.next_question())
-            asked = question and self._asked_as(form, question)
-            if question is None or asked is not None:
-                return asked
-        return None
+                question, self._waiting = self._waiting, None
+                if question is None and self._set_aside:
+                    question = self._set_aside.popleft()
+            question = question or self._remember(self.loop.next_question())
+            if question is None:
+                break
+            asked = self._asked_as(form, question)
+            unfit += [question] if asked is None else []
+        with self._lock:
+            self._set_aside.extendleft(reversed(unfit))
+        return asked
 
     def _remember(self, question: Question | None) -> Question | None:
         if question is not None:
@@ -435,6 +442,8 @@ class Studio(ipywidgets.VBox):
     def _on_event(self, event: LiveEvent) -> None:
         """Called on the worker's thread. Nothing raised here may reach it."""
         with self._errors_shown("The Studio"):
+            if isinstance(event, RewardUpdate) and not self._knows(event.ranking_id):
+                self._read_labels()  # a script of yours answered
             labels = self.loop.labels
             with self._lock:
                 if self._closed:
@@ -448,6 +457,9 @@ class Studio(ipywidgets.VBox):
                 self._refresh_soon()
         self._coalescer.poke()
 
+    def _knows(self, answer_id: str) -> bool:
+        return answer_id in self._submitting or answer_id in self.history
+
     def _take(self, event: LiveEvent) -> None:
         match event:
             case StepStats():
@@ -459,7 +471,7 @@ class Studio(ipywidgets.VBox):
             case WinRate(step, interval):
                 self.curves.add("win_rate", step, interval.value, interval.low, interval.high)
             case Taught():
-                self._data["effect"] = self._data["effect"] | {"taught": taught_words(event)}
+                self._take_taught(event)
             case RolledBack():
                 self._take_rollback(event)
             case QuestionsReady(count, _):
@@ -491,6 +503,9 @@ class Studio(ipywidgets.VBox):
         if self._data["effect"].get("pending", 0) <= number:
             self._pend(0)
         if unlearned:
+            if not label.taken_back:  # by a script of yours
+                self.history.take_back(update.ranking_id)
+                self._mark(label, number)
             return
         if label is not None:
             self.history.learned(update.ranking_id, effect_words(update), self._step)
@@ -508,6 +523,14 @@ class Studio(ipywidgets.VBox):
         words = f"{label.name} ({label.taken_back})" if label.taken_back else label.name
         step = self._step if label.step is None else label.step
         self.curves.mark(step, words, label.answer.id, bool(label.taken_back), {LABEL_AXIS: number})
+
+    def _take_taught(self, event: Taught) -> None:
+        """The policy has learned corrections: said beside the effect, and at the newest one in the history."""
+        self._data["effect"] = self._data["effect"] | {"taught": taught_words(event)}
+        known = (label for label in self.history.labels if label.learned and label.answer.kind == "correction")
+        newest = next((label for label in reversed([*known]) if not label.taken_back), None)
+        if newest is not None:
+            self.history.learned(newest.answer.id, f"{newest.effect}; policy: {likelier(event)}")
 
     def _take_rollback(self, event: RolledBack) -> None:
         span = self.history.rolled_back(event)
@@ -800,6 +823,8 @@ def effect_words(update: RewardUpdate) -> str:
     if not update.effects:
         return ""
     effect = update.effects[0]
+    if update.kind == "correction" and len(effect.after) == 2:
+        return f"your text {signed(effect.after[0])}, the original {signed(effect.after[1])}"
     (before, pairs), (after, _) = pairs_agreed(effect, effect.before), pairs_agreed(effect, effect.after)
     if pairs:
         return f"{before} → {after} of {pairs} pair{'' if pairs == 1 else 's'} in your order"
@@ -807,11 +832,15 @@ def effect_words(update: RewardUpdate) -> str:
 
 
 def taught_words(taught: Taught) -> str:
-    """What SFT on corrections did to the policy: how much likelier each token of the newest became."""
-    factor = math.exp(min(50.0, abs(taught.before - taught.after)))
-    change = f"{factor:.1f}× {'likelier' if taught.after <= taught.before else 'less likely'}"
+    """What SFT on corrections did to the policy."""
     loss = f"loss {taught.before:.2f} → {taught.after:.2f} nats a token"
-    return f"The policy has learned your correction: each of its tokens became {change} on average ({loss})."
+    return f"The policy has learned your correction: each of its tokens became {likelier(taught)} on average ({loss})."
+
+
+def likelier(taught: Taught) -> str:
+    """How much likelier each token of the newest correction became (geometric mean): e to the fall of the loss."""
+    factor = math.exp(min(50.0, abs(taught.before - taught.after)))
+    return f"{factor:.1f}× {'likelier' if taught.after <= taught.before else 'less likely'}"
 
 
 def signed(value: float) -> str:

@@ -4,6 +4,12 @@
 const CHECKPOINT_NAMES = { policy: "Policy, as it is now", sft: "SFT model, before PPO", base: "Pretrained model" };
 const checkpointName = (name) => CHECKPOINT_NAMES[name] ?? name;
 
+/** Who wrote a reply: the policy of that step, which may have moved on since. */
+function writer({ model, checkpoint }) {
+  const step = /^policy-step(\d+)$/.exec(model)?.[1];
+  return step ? `Policy after PPO step ${step}` : checkpointName(checkpoint);
+}
+
 /** The tiers with `n` next (or, with `tie`, beside the last one); a reply that has its place is taken out. */
 function placed(tiers, n, tie) {
   if (tiers.flat().includes(n)) return tiers.map((tier) => tier.filter((m) => m !== n)).filter((tier) => tier.length);
@@ -157,8 +163,8 @@ function chatView(model, host) {
     if (turn.role === "user") {
       return h("div", { class: "rlhf-chat-turn rlhf-chat-user", role: "group", "aria-label": `You, turn ${number}` }, h("div", { class: "rlhf-text", dir: "auto" }, inert(turn.text)));
     }
-    const shown = turn.versions.length ? version(turn).checkpoint : turn.checkpoint;
-    const head = h("div", { class: "rlhf-chat-head" }, h("span", { class: "rlhf-chat-who" }, checkpointName(shown)));
+    const shown = turn.versions.length && !turn.choices.length ? writer(version(turn)) : checkpointName(turn.checkpoint);
+    const head = h("div", { class: "rlhf-chat-head" }, h("span", { class: "rlhf-chat-who" }, inert(shown)));
     if (turn.versions.length > 1 && !turn.choices.length) head.append(pager(turn));
     const parts = [head];
     if (turn.choices.length) parts.push(...ranker(turn));
@@ -169,7 +175,7 @@ function chatView(model, host) {
       parts.push(actionRow(turn));
       if (turn.versions.length && labels(turn)) parts.push(h("div", { class: "rlhf-saved" }, labels(turn)));
     }
-    return h("div", { class: "rlhf-chat-turn rlhf-chat-reply", role: "group", tabindex: "0", "data-turn": turn.id, "data-focus": "turn", "aria-label": `${checkpointName(shown)}, turn ${number}` }, ...parts);
+    return h("div", { class: "rlhf-chat-turn rlhf-chat-reply", role: "group", tabindex: "0", "data-turn": turn.id, "data-focus": "turn", "aria-label": `${inertString(shown)}, turn ${number}` }, ...parts);
   }
 
   // --- keys ---
