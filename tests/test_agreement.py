@@ -399,7 +399,7 @@ def test_a_model_s_scores_are_checked():
 
 
 def test_importing_it_is_light():
-    code = "import sys, rlhf_lab.agreement, rlhf_lab.quality; print(*sys.modules)"
+    code = "import sys, rlhf_lab.agreement, rlhf_lab.aggregation, rlhf_lab.quality; print(*sys.modules)"
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split())
     assert "rlhf_lab.quality" in loaded
     assert not loaded & {"torch", "pandas", "scipy", "statsmodels", "krippendorff", "transformers"}
