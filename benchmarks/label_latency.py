@@ -1,6 +1,6 @@
 """How long a label takes: from the click to "Saved" on the screen, in real JupyterLab and Chromium.
 
-    python benchmarks/label_latency.py [RUN_FOLDER] [--labels 100] [--quick] [--postgresql URL]
+    python benchmarks/label_latency.py [RUN_FOLDER] [--labels 100] [--forms pair ranking] [--quick] [--postgresql URL]
 
 A pair takes one click; a ranking of four takes four keys and Enter, and its time is counted from Enter. "screen" is
 from the browser's event to the frame that shows "Saved"; "commit" is the part inside Python, from the widget's call of
@@ -21,6 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+KEY_PAUSE_MS = 60  # somebody who types fast
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
@@ -80,6 +81,7 @@ WATCH = """
   }).observe(saved, { childList: true, characterData: true, subtree: true });
 }
 """
+FORMS = {"pair": (2, "pair, one click"), "ranking": (4, "ranking, 4 keys + Enter")}
 DONE = "n => window.labelTimes.length >= n"
 
 
@@ -97,6 +99,7 @@ def label(notebook: Notebook, replies: int, count: int) -> list[float]:
         else:
             for key in pauses.sample("1234", 4):
                 page.keyboard.press(key)
+                page.wait_for_timeout(KEY_PAUSE_MS)
             page.keyboard.press("Enter")
         page.wait_for_function(DONE, arg=number)
     return page.evaluate("window.labelTimes")
@@ -133,10 +136,12 @@ def quantiles(times: list[float]) -> str:
     return f"{statistics.median(times):.0f} | {statistics.quantiles(times, n=20, method='inclusive')[-1]:.0f}"
 
 
-def scenarios(run: Path | None, postgresql: str | None, folder: Path) -> list[tuple[str, str, Path | None, int]]:
+def scenarios(
+    forms: list[str], run: Path | None, postgresql: str | None, folder: Path
+) -> list[tuple[str, str, Path | None, int]]:
     """(name, URL, run that trains, replies) of every row."""
     rows = []
-    for replies, what in ((2, "pair, one click"), (4, "ranking, 4 keys + Enter")):
+    for replies, what in (FORMS[form] for form in forms):
         rows.append((f"{what}, idle, SQLite", f"sqlite:///{folder / f'idle{replies}.db'}", None, replies))
         if postgresql:
             rows.append((f"{what}, idle, PostgreSQL", postgresql, None, replies))
@@ -150,6 +155,7 @@ def main() -> None:
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN_FOLDER")
     parser.add_argument("--labels", type=int, default=100)
     parser.add_argument("--postgresql", metavar="URL")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--quick", action="store_true", help="10 labels each, to see that it works")
     chosen = parser.parse_args()
     count = 10 if chosen.quick else chosen.labels
@@ -165,7 +171,7 @@ def main() -> None:
         try:
             print("| | screen: median | 95% | commit: median | 95% | labels | PPO steps meanwhile | load |")
             print("|" + " --- |" * 8, flush=True)
-            for name, url, trains, replies in scenarios(run, chosen.postgresql, folder):
+            for name, url, trains, replies in scenarios(chosen.forms, run, chosen.postgresql, folder):
                 print(row(name, one_page(browser, lab, folder, url, replies, count, trains)), flush=True)
         finally:
             browser.close()
