@@ -147,7 +147,8 @@ def fit_dawid_skene(
     weights = np.ones(units) if weights is None else weights
     truth = said.reshape(units, people, classes).sum(1) if start is None else start
     truth = truth / truth.sum(1, keepdims=True)
-    for step in range(1, iterations + 1):
+    change, step = np.inf, 0
+    while step < iterations and change >= tolerance:
         # M: how often each person says what, and what is true how often, if `truth` is right
         counts = ((truth * weights[:, None]).T @ said).reshape(classes, people, classes).swapaxes(0, 1) + smoothing
         confusion = np.maximum(counts / np.maximum(counts.sum(2, keepdims=True), 1e-300), 1e-10)
@@ -156,9 +157,7 @@ def fit_dawid_skene(
         log = np.log(prior) + said @ np.log(confusion).swapaxes(1, 2).reshape(people * classes, classes)
         new = np.exp(log - log.max(1, keepdims=True))
         new /= new.sum(1, keepdims=True)
-        change, truth = np.abs(new - truth).max(initial=0.0), new
-        if change < tolerance:
-            break
+        change, truth, step = np.abs(new - truth).max(initial=0.0), new, step + 1
     return DawidSkeneFit(truth, confusion, prior, step)
 
 
