@@ -29,8 +29,11 @@ ALWAYS = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell")
 
 
 def install(modules: Sequence[str]) -> Nursery | None:
-    """From now on kernels of this process are forked with `modules` imported; None where that is not possible."""
-    if not hasattr(os, "pidfd_open"):
+    """From now on kernels of this process are forked with `modules` imported; None where that is not possible.
+
+    The environment variable RLHF_LAB_PLAIN_KERNELS, when set, keeps the ordinary way.
+    """
+    if not hasattr(os, "pidfd_open") or os.environ.get("RLHF_LAB_PLAIN_KERNELS"):
         return None
     from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
