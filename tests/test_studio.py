@@ -248,6 +248,20 @@ def test_a_stored_label_is_announced_until_the_reward_model_has_learned_it(open_
     assert shown(studio, "effect")["pending"] == 0
 
 
+def test_a_correction_taught_before_submit_returned_is_still_said(open_studio):
+    class Fast(FakeLoop):
+        def submit(self, answer):
+            number = super().submit(answer)
+            self.emit(update(number, answer.id, kind="correction"))
+            self.emit(Taught(1, 1, before=1.5, after=0.4))
+            return number
+
+    studio = open_studio(Fast([make_question("q1", 1)]))
+    choose(studio, "correct")
+    send(studio, "a1", text="a better one")
+    assert "likelier" in shown(studio, "effect")["taught"] and "likelier" in studio.history["a1"].effect
+
+
 def test_a_label_learned_before_submit_returned_is_not_announced_as_waiting(open_studio):
     class Fast(FakeLoop):
         def submit(self, answer):
@@ -707,6 +721,9 @@ def test_the_effect_of_a_correction_shows_the_corrected_text_first_and_of_a_vote
     effect = Effect(corrected, (("new",), ("a",)), (0.0, 1.0), (0.5, 0.8))
     view = effect_view(effect, Correction("q", "a", "better", "ada"))
     assert [(row["text"], row["who"]) for row in view["rows"]] == [("better", "your text"), ("worse", "the original")]
+    assert view["verdict"] == "The reward model still puts the original ahead, by 0.30 (before: +1.00)."
+    view = effect_view(Effect(corrected, (("new",), ("a",)), (0.0, 1.0), (0.9, 0.5)), Correction("q", "a", "b", "ada"))
+    assert "your text above the original by 0.40 (before: the original was ahead by 1.00)" in view["verdict"]
     one = Question("q", "which?", (Candidate("a", "text"),))
     view = effect_view(Effect(one, (), (0.2,), (0.1,)), Vote("q", "a", False, "ada"))
     assert (view["rows"][0]["you"], view["rows"][0]["agrees"]) == ("👎", True)

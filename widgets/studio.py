@@ -203,7 +203,7 @@ class Studio(ipywidgets.VBox):
         self._replaying: list[LiveEvent] | None = []
         self._step = 0
         self._errors: list[dict[str, str]] = []
-        self._submitting: dict[str, RewardUpdate | None] = {}  # answers on their way, and what came of them meanwhile
+        self._submitting: dict[str, list[LiveEvent]] = {}  # answers on their way, and what came of them meanwhile
         self._data: dict[str, dict[str, Any]] = {"bar": {}, "forms": {}, "effect": {}, "samples": {}}
         self._parts = {name: StudioPart(part=name) for name in self._data}
         self._coalescer = Coalescer(self._show, interval)
@@ -465,7 +465,9 @@ class Studio(ipywidgets.VBox):
             case StepStats():
                 self._take_step(event)
             case RewardUpdate(ranking_id=answer_id) if answer_id in self._submitting:
-                self._submitting[answer_id] = event  # the worker was faster than `submit`: taken with the label
+                self._submitting[answer_id].append(event)  # the worker was faster than `submit`: taken with the label
+            case Taught() if any(self._submitting.values()):
+                next(filter(None, self._submitting.values())).append(event)
             case RewardUpdate():
                 self._take_update(event)
             case WinRate(step, interval):
@@ -615,7 +617,7 @@ class Studio(ipywidgets.VBox):
         question = self._questions[answer.question_id]
         if question.id in self._origins:
             self.loop.ask(question)
-        self._submitting[answer.id] = None
+        self._submitting[answer.id] = []
         try:
             place = self.loop.submit(answer)
             label, labels = self.history.add(question, answer, self._step), self.loop.labels
@@ -623,9 +625,9 @@ class Studio(ipywidgets.VBox):
             early = self._submitting.pop(answer.id)
         with self._lock:
             self._data["bar"]["labels"] = labels
-            if early is not None:
-                self._take_update(early)
-            elif answer.given and not label.learned:
+            for event in early:
+                self._take(event)
+            if answer.given and not label.learned:
                 self._pend(label.number)
         self._coalescer.poke()
         return place
@@ -794,6 +796,8 @@ def effect_view(effect: Effect, answer: Answer | None = None) -> dict[str, Any]:
         "agreed_after": agreed_after,
         "verdict": vote_verdict(effect, answer)
         if isinstance(answer, Vote)
+        else correction_verdict(effect)
+        if corrected and len(candidates) == 2
         else verdict(agreed_before, agreed_after, pairs),
     }
 
@@ -807,6 +811,15 @@ def verdict(before: int, after: int, pairs: int) -> str:
         return f"The reward model now agrees with you completely ({was})."
     move = "up from" if after > before else "down from" if after < before else "as before:"
     return f"The reward model now orders {after} of {pairs} pairs as you did ({move} {before})."
+
+
+def correction_verdict(effect: Effect) -> str:
+    """One sentence: does the reward model put the corrected text (the first) above the original, and by how much?"""
+    before, after = (scores[0] - scores[1] for scores in (effect.before, effect.after))
+    if after > 0:
+        was = f"by {before:.2f}" if before > 0 else f"the original was ahead by {-before:.2f}"
+        return f"The reward model now puts your text above the original by {after:.2f} (before: {was})."
+    return f"The reward model still puts the original ahead, by {-after:.2f} (before: {signed(-before)})."
 
 
 def vote_verdict(effect: Effect, vote: Vote) -> str:
