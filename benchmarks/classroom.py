@@ -53,7 +53,7 @@ class Student:
         self.cookie = "; ".join(f"{cookie.name}={cookie.value}" for cookie in jar)
 
     async def label(self, until: float) -> None:
-        url = f"{self.base.replace('http', 'ws')}/api/kernels/{self.kernel}/channels"
+        url = f"{self.base.replace('http', 'ws')}/api/kernels/{self.kernel}/channels?session_id={uuid.uuid4().hex}"
         async with websockets.connect(url, additional_headers={"Cookie": self.cookie}, max_size=None) as channel:
             comm, state = await self._widget(channel)
             rng = random.Random(self.link)
@@ -70,14 +70,18 @@ class Student:
     async def _widget(self, channel) -> tuple[str, dict]:
         """The comm of the widget that asks, and its state, as the page would ask for them."""
         control = uuid.uuid4().hex
-        content = {"comm_id": control, "target_name": "jupyter.widget.control", "data": {}}
-        await channel.send(_message("comm_open", content, {"version": "1.0.0"}))
-        await channel.send(_message("comm_msg", {"comm_id": control, "data": {"method": "request_states"}}))
-        while True:
-            data = _content(await channel.recv()).get("data", {})
-            for model, found in data.get("states", {}).items() if data.get("method") == "update_states" else ():
-                if "shown" in found["state"]:
-                    return model, dict(found["state"])
+        while True:  # the server drops what comes before its own connection to the kernel stands: ask again
+            content = {"comm_id": control, "target_name": "jupyter.widget.control", "data": {}}
+            await channel.send(_message("comm_open", content, {"version": "1.0.0"}))
+            await channel.send(_message("comm_msg", {"comm_id": control, "data": {"method": "request_states"}}))
+            try:
+                while True:
+                    data = _content(await asyncio.wait_for(channel.recv(), 1.0)).get("data", {})
+                    for model, found in data.get("states", {}).items():
+                        if "shown" in found["state"]:
+                            return model, dict(found["state"])
+            except TimeoutError:
+                continue
 
     async def _acknowledged(self, channel, comm: str, state: dict, answer: str) -> None:
         """Until the answer is acknowledged and the next question is there."""

@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Any
 
 import anywidget
+import comm
 import ipywidgets
 import traitlets
 
@@ -158,7 +159,16 @@ def class_settings() -> dict[str, Any]:
     text = os.environ.get("RLHF_LAB_CLASS")
     if not text:
         raise InputError("this page is served by `rlhf-lab classroom`; in a notebook make a LabellingPage(store, name)")
+    _answer_for_states()
     return json.loads(text)
+
+
+def _answer_for_states() -> None:
+    """Let the page fetch all widgets' states in one message; ipywidgets misses that in a forked kernel.
+
+    Its other target, with which a page could make widgets of its own, stays closed: these pages need none.
+    """
+    comm.get_comm_manager().register_target("jupyter.widget.control", ipywidgets.Widget.handle_control_comm_opened)
 
 
 def _text(note: dict[str, Any] | None) -> str | None:
