@@ -366,6 +366,25 @@ class TasteModel:
         """How uncertain the head is, (d, d): Laplace's approximation, the inverse Hessian at the maximum."""
         return torch.linalg.inv(self._hessian(self.weight))
 
+    def ensemble(self, members: int = 8, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Heads (M, d), each fitted to a resample of the answers (with repetition) from a start drawn from the prior.
+
+        The drawn start stands for what the prior leaves open: without labels the heads are samples of the prior.
+        """
+        root = torch.linalg.cholesky(torch.linalg.inv(self.precision))
+        noise = torch.randn(members, len(self.weight), generator=generator).double()
+        starts = self.prior_mean + noise @ root.T
+        evidence = list(self._evidence.values())
+        heads = []
+        for start in starts:
+            if not evidence:
+                heads.append(start)
+                continue
+            drawn = torch.randint(len(evidence), (len(evidence),), generator=generator).tolist()
+            resample = PairEvidence(*(torch.cat(column) for column in zip(*(evidence[i] for i in drawn), strict=True)))
+            heads.append(fit_bradley_terry(resample, start, self.precision, start=start, iterations=6))
+        return torch.stack(heads)
+
     def _all(self) -> PairEvidence:
         columns = zip(*self._evidence.values(), strict=True)
         return PairEvidence(*(torch.cat(column) for column in columns))
@@ -413,19 +432,35 @@ def fit_bradley_terry(
     start: torch.Tensor | None = None,
     iterations: int = 25,
 ) -> torch.Tensor:
-    """The head (d,) that makes the pairs likeliest under a prior N(mean, precision⁻¹): Newton's method, damped.
-
-    −log posterior = Σ count · BCE(σ(w·x − margin), target) + ½ (w − mean)ᵀ precision (w − mean).
-    """
+    """The head (d,) that makes the pairs likeliest under a prior N(mean, precision⁻¹): Newton's method with a line
+    search (Armijo) on `negative_log_posterior`, which is convex."""
     w = mean.clone() if start is None else start
+    value = negative_log_posterior(w, pairs, mean, precision)
     for _ in range(iterations):
         p = torch.sigmoid(pairs.differences @ w - pairs.margins)
         gradient = precision @ (w - mean) + pairs.differences.T @ (pairs.counts * (p - pairs.targets))
         step = torch.linalg.solve(bradley_terry_hessian(w, pairs, precision), gradient)
-        w = w - step * min(1.0, 4.0 / float(step.norm() + 1e-12) * float(w.norm() + 1))
-        if step.norm() < 1e-8 * (1 + w.norm()):
+        size, expected = 1.0, float(gradient @ step)
+        while True:  # a full step may overshoot where the curvature is small: halve it until the posterior rises
+            candidate = w - size * step
+            reached = negative_log_posterior(candidate, pairs, mean, precision)
+            if reached <= value - 1e-4 * size * expected or size < 1e-6:
+                break
+            size /= 2
+        w, value = candidate, reached
+        if size * float(step.norm()) < 1e-8 * (1 + float(w.norm())):
             break
     return w
+
+
+def negative_log_posterior(
+    weight: torch.Tensor, pairs: PairEvidence, mean: torch.Tensor, precision: torch.Tensor
+) -> float:
+    """Σ count · BCE(σ(w·x − margin), target) + ½ (w − mean)ᵀ precision (w − mean), in nats."""
+    logits = pairs.differences @ weight - pairs.margins
+    loss = F.binary_cross_entropy_with_logits(logits, pairs.targets, reduction="none")
+    offset = weight - mean
+    return float((pairs.counts * loss).sum() + 0.5 * offset @ precision @ offset)
 
 
 def fit_head(x: torch.Tensor, target: torch.Tensor, ridge: float = 1.0, iterations: int = 25) -> torch.Tensor:
