@@ -13,7 +13,7 @@ from rlhf_lab.records import ATTRIBUTES, RATING_SCALE, Question, Rating
 from .feedback import FeedbackWidget, static_source
 
 QUESTIONS = {  # what is asked for the attributes that are rated unless you say otherwise
-    "helpful": "Does it do what the person asked for?",
+    "helpful": "Does it do what was asked?",
     "correct": "Is everything it says true?",
     "polite": "Is its tone friendly and respectful?",
     "safe": "Is it free of harm and bad advice?",

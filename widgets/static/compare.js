@@ -106,11 +106,11 @@ const graded = {
           tabindex: step.grade ? "-1" : "0", title: step.keys.length > 1 ? `Keys ${step.keys.join(" or ")}` : `Key ${step.cap}`,
           onclick: () => graded.choose(view, step),
         },
-        h("span", { class: "rlhf-step-text" }, step.grade ? step.grade.replace(/ better$/, "") : "tie"), kbd(step.cap),
+        h("span", { class: "rlhf-step-text" }, step.grade || "tie"), kbd(step.cap),
       );
       return button;
     });
-    const side = (letter) => h("div", { class: "rlhf-side", "data-side": letter }, h("span", { class: "rlhf-side-name", "aria-hidden": "true" }, letter ? `${letter} is better` : "\u00a0"), h("div", { class: "rlhf-steps" }, ...view.steps.filter((step) => step.dataset.side === letter)));
+    const side = (letter) => h("div", { class: "rlhf-side", "data-side": letter }, h("span", { class: "rlhf-side-name", "aria-hidden": "true" }, letter ? `Reply ${letter} is` : "\u00a0"), h("div", { class: "rlhf-steps" }, ...view.steps.filter((step) => step.dataset.side === letter)));
     const scale = h("div", { class: "rlhf-scale", role: "group", "aria-label": "How much better?" }, side("A"), side(""), side("B"));
     view.body.replaceChildren(h("div", { class: "rlhf-pair" }, ...view.cards), scale);
   },

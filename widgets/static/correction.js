@@ -167,10 +167,17 @@ const correction = {
 
 const SPOKEN = { del: "removed: ", ins: "added: " };
 
+/** A changed run: its words marked, the spaces around them left alone; a change of spaces alone is made visible. */
+function marked(kind, text) {
+  const [, before, core, after] = text.match(/^(\s*)(.*?)(\s*)$/su);
+  const said = core ? inert(core) : text.replace(/\n/g, "↵\n").replace(/[^\S\n]/g, "␣");
+  return [core ? before : "", h(kind, {}, h("span", { class: "rlhf-unseen" }, SPOKEN[kind]), said), core ? after : ""];
+}
+
 /** The runs as text: removed words struck through, added ones underlined and bold, both named for screen readers. */
 function drawDiff(view, runs) {
   const isSame = runs.every(([kind]) => kind === "same");
-  const parts = runs.map(([kind, text]) => (kind === "same" ? inert(text) : h(kind, {}, h("span", { class: "rlhf-unseen" }, SPOKEN[kind]), inert(text.replace(/\n/g, "↵\n")))));
+  const parts = runs.flatMap(([kind, text]) => (kind === "same" ? [inert(text)] : marked(kind, text)));
   view.diff.replaceChildren(...(isSame ? [h("span", { class: "rlhf-nothing" }, "Nothing yet.")] : parts));
   const [removed, added] = [countWords(runs, "del"), countWords(runs, "ins")];
   view.counts.textContent = isSame ? "" : `− ${plural(removed, "word")} removed   + ${plural(added, "word")} added`;

@@ -83,7 +83,8 @@ const WIDE = 760; // from this width, in pixels, guidelines stand beside the tas
  * One view of a feedback widget. `kind` says what differs:
  *   name, title, given    CSS name, text, and the status of an answer that decides something;
  *   blank(view)           the fields of a draft in which nothing was done yet;
- *   actions(view)         its own actions: {label, cap, shortcut, keys, run, hint?, enabled?, pressed?, primary?};
+ *   actions(view)         its own actions: {label, cap, shortcut, keys, run, hint?, enabled?, pressed?, primary?, otherwise?},
+ *                         where `otherwise` is what its key does while it is not enabled;
  *   key(view, event)      handles other keys (the replies' numbers, arrows);
  *   typed(view, event)    handles keys in a text field, where no other key does anything but write;
  *   build(view)           the replies' elements for a new question, put into view.body;
@@ -223,7 +224,7 @@ function feedbackView(model, host, kind) {
     if (event.repeat) return;
     if (key === "g" && !rulesButton.hidden) return toggleGuidelines();
     const action = actions.find(({ keys }) => keys.includes(key));
-    if (action) return isEnabled(action) ? action.run() : undefined;
+    if (action) return isEnabled(action) ? action.run() : view.open ? action.otherwise?.() : undefined;
     if (view.open) kind.key(view, event);
   }
 

@@ -18,6 +18,7 @@ const rating = {
       {
         label: "Confirm", cap: "Enter", shortcut: "Enter", keys: ["Enter"], primary: true,
         enabled: () => rating.missing(view).length === 0, run: () => view.submit({ scores: view.draft.marks }),
+        otherwise: () => rating.focus(view, rating.missing(view)[0]),
       },
       {
         label: "Clear row", cap: "⌫", shortcut: "Backspace", keys: ["Backspace"], hint: "Take this row's mark out again (Backspace)",
