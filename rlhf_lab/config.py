@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .errors import InputError
 
@@ -165,6 +165,9 @@ class PPOConfig:
         )
 
 
+Strategy = Literal["random", "disagreement", "information", "coverage"]  # which question next: rlhf_lab.selection
+
+
 @dataclass(frozen=True)
 class LiveConfig:
     """The live loop: one person's rankings, a reward model that learns each at once, PPO in the background."""
@@ -173,6 +176,8 @@ class LiveConfig:
     buffer: int = 2  # questions written ahead; few, so that they come from a recent policy
     question_temperature: float = 1.0  # hotter than training: replies worth comparing differ
     sft_candidates: int = 1  # of each question's replies, how many the SFT model writes, for contrast
+    ask: Strategy = "information"  # which of the questions written at a time is asked (rlhf_lab.selection)
+    ask_among: int = 4  # how many are written at a time
     window: int = 10  # rankings over which the running agreement is averaged
     effects: int = 3  # earlier questions whose change of scores is shown beside the latest
     win_rate_every: int = 5  # PPO steps
@@ -200,6 +205,8 @@ class LiveConfig:
             candidates=(self.candidates >= 2, "at least 2"),
             sft_candidates=(0 <= self.sft_candidates <= self.candidates, "from 0 to candidates"),
             question_temperature=(self.question_temperature > 0, "greater than 0"),
+            ask=(self.ask in get_args(Strategy), f"one of {', '.join(get_args(Strategy))}"),
+            ask_among=(self.ask_among >= 1, "at least 1"),
             effects=(self.effects >= 0, "0 or more"),
             population=(self.population >= 2, "at least 2: a spread of tastes needs two people"),
         )

@@ -68,6 +68,7 @@ from .records import (
 )
 from .reward import TasteModel, features_of
 from .sampling import made_with_of, sample
+from .selection import next_questions
 from .snapshots import Snapshot, Snapshots
 from .store import FeedbackStore
 from .text import encode_dialogues, language_batch
@@ -433,34 +434,54 @@ class LiveLoop:
             self._say(self._win_rate(stats.step))
 
     def _write_question(self) -> None:
-        """One question: a prompt, replies of the current policy and of the SFT model, all different."""
+        """Writes a few questions and keeps the one whose answer is worth most (`LiveConfig.ask`)."""
         generator = step_generator(self.seed, self._written, salt=10)
-        prompt = draw_prompts(self._prompts, 1, generator)[0]
-        k, from_sft = self.config.candidates, self.config.sft_candidates
-        policy = f"policy-step{self.ppo.steps_done}"
-        wanted = {"sft": from_sft, policy: k - from_sft}
-        found: dict[str, str] = {}  # text → model
-        for round_ in range(3):
-            for name, count in wanted.items():
-                missing = count - sum(model == name for model in found.values()) if round_ < 2 else k - len(found)
-                writer = self.reference if name == "sft" else self.policy
-                for drawn in sample(writer, self.tokenizer, [prompt] * max(0, missing), self._hot, generator):
-                    if drawn.text and len(found) < k:
-                        found.setdefault(drawn.text, name)
-        if len(found) < 2:
-            raise InputError(f"the policy gives one and the same reply to {prompt!r}; raise question_temperature")
-        made_with = {"sft": made_with_of(self.reference, self._hot), policy: made_with_of(self.policy, self._hot)}
-        candidates = tuple(Candidate(new_id(), text, model, made_with[model]) for text, model in found.items())
-        question = Question(new_id(), prompt, candidates)
+        prompts = draw_prompts(self._prompts, self.config.ask_among, generator)
+        replies = [found for found in self._write_replies(prompts, generator) if len(found[1]) > 1]
+        if not replies:
+            raise InputError(f"the policy gives one and the same reply to {prompts[0]!r}; raise question_temperature")
+        made_with = {"sft": made_with_of(self.reference, self._hot)}
+        made_with[self._policy_name] = made_with_of(self.policy, self._hot)
+        waiting = [
+            Question(
+                new_id(), prompt, tuple(Candidate(new_id(), text, by, made_with[by]) for text, by in found.items())
+            )
+            for prompt, found in replies
+        ]
+        features = [self.reward.features(question) for question in waiting]
+        question = waiting[next_questions(self.config.ask, self.taste, features, generator)[0]]
         self.store.add_question(question)
         self._written += 1
         self._questions.put(question)
         self._say(QuestionsReady(self._questions.qsize(), self.ppo.steps_done))
 
+    def _write_replies(self, prompts: Sequence[str], generator: torch.Generator) -> list[tuple[str, dict[str, str]]]:
+        """To each prompt, different replies of the current policy and of the SFT model: text → who wrote it."""
+        k, from_sft = self.config.candidates, self.config.sft_candidates
+        wanted = {"sft": from_sft, self._policy_name: k - from_sft}
+        found: list[tuple[str, dict[str, str]]] = [(prompt, {}) for prompt in prompts]
+        for round_ in range(3):
+            for name, count in wanted.items():
+                short = []
+                for number, (_, texts) in enumerate(found):
+                    own = sum(model == name for model in texts.values())
+                    short += [number] * (count - own if round_ < 2 else k - len(texts))
+                writer = self.reference if name == "sft" else self.policy
+                drawn = sample(writer, self.tokenizer, [prompts[i] for i in short], self._hot, generator)
+                for number, reply in zip(short, drawn, strict=True):
+                    texts = found[number][1]
+                    if reply.text and len(texts) < k:
+                        texts.setdefault(reply.text, name)
+        return found
+
+    @property
+    def _policy_name(self) -> str:
+        return f"policy-step{self.ppo.steps_done}"
+
     def _write_reply(self, request: _Reply) -> None:
         """A conversation's next turn. What fails is told to who asked, not to the loop."""
         writer = self.policy if request.checkpoint == "policy" else self.reference
-        name = f"policy-step{self.ppo.steps_done}" if request.checkpoint == "policy" else "sft"
+        name = self._policy_name if request.checkpoint == "policy" else "sft"
         generator = step_generator(self.seed, self._written, salt=13)
         self._written += 1
         try:

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
+from .config import Strategy
 from .errors import InputError
 from .reward import TasteModel
 
-Strategy = Literal["random", "disagreement", "information", "coverage"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 
@@ -70,6 +70,37 @@ def question_values(
         values = coverage_gain(differences, taste.weight, taste.covariance(), torch.cov(replies.double().T))
     totals = torch.zeros(len(pool)).double().index_add_(0, owner, values)
     return totals / torch.bincount(owner, minlength=len(pool)).clamp(min=1)
+
+
+def learning_curve(
+    strategy: Strategy,
+    taste: TasteModel,
+    pool: Sequence[torch.Tensor],
+    answers: Sequence[Sequence[tuple[int, int, bool]]],
+    test: torch.Tensor,
+    labels: int,
+    generator: torch.Generator,
+) -> list[float]:
+    """Accuracy before the first label and after each of `labels`, when `strategy` chooses what is asked next.
+
+    `pool` holds the features (k, d) of the questions that wait, `answers` the pairs that the person's answer to each
+    would state, `test` the feature differences (n, d) of held-out pairs, the better reply first. `taste` is trained.
+    """
+    if labels > len(pool):
+        raise InputError(f"labels is {labels}: only {len(pool)} questions wait")
+    left = list(range(len(pool)))
+    curve = [accuracy(taste, test)]
+    for _ in range(labels):
+        (place,) = next_questions(strategy, taste, [pool[i] for i in left], generator)
+        asked = left.pop(place)
+        taste.learn(str(asked), pool[asked], answers[asked])
+        curve.append(accuracy(taste, test))
+    return curve
+
+
+def accuracy(taste: TasteModel, test: torch.Tensor) -> float:
+    """The share of pairs, given as feature differences (n, d) with the better reply first, in the right order."""
+    return (test @ taste.weight > 0).double().mean().item()
 
 
 def pair_differences(pool: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

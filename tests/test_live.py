@@ -272,7 +272,15 @@ def test_scores_are_in_units_of_the_sft_models_replies(loop):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"candidates": 1}, {"sft_candidates": 9}, {"population": 1}, {"buffer": 0}, {"question_temperature": 0}]
+    "bad",
+    [
+        {"candidates": 1},
+        {"sft_candidates": 9},
+        {"population": 1},
+        {"buffer": 0},
+        {"question_temperature": 0},
+        {"ask": "luck"},
+    ],
 )
 def test_a_wrong_option_is_named(bad):
     with pytest.raises(InputError, match=f"LiveConfig.{next(iter(bad))}"):
@@ -480,3 +488,24 @@ def test_a_conversation_ends_with_the_user(loop, turns, reason):
         loop.reply(turns)
     with pytest.raises(InputError, match="there are policy, sft"):
         loop.reply([("user", "Who?")], checkpoint="gpt")
+
+
+# --- which question next ---
+
+
+def test_the_question_that_tells_most_is_asked(tmp_path, monkeypatch):
+    """Of the questions written at a time the one of the highest value is kept, and only that one is stored."""
+    seen = []
+
+    def last_one(strategy, taste, pool, generator, *_):
+        seen.append((strategy, len(pool)))
+        return [len(pool) - 1]
+
+    monkeypatch.setattr("rlhf_lab.live.next_questions", last_one)
+    loop = make_loop(tmp_path / "live.db", config=replace(CONFIG, ask="coverage", ask_among=3))
+    ask(loop)
+    loop.wait_idle()
+    assert set(seen) == {("coverage", 3)}
+    assert len(loop.store.questions()) == len(seen)
+    loop.stop()
+    assert loop.join()

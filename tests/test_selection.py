@@ -14,6 +14,7 @@ from rlhf_lab.selection import (
     disagreement,
     hermite,
     information_gain,
+    learning_curve,
     next_questions,
     pair_differences,
     question_values,
@@ -120,3 +121,21 @@ def test_bad_input_is_named():
         next_questions("random", taste(), [], generator())
     with pytest.raises(InputError, match="two replies to compare"):
         next_questions("coverage", taste(), [torch.zeros(1, 2)], generator())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_learning_curve_starts_with_the_prior_and_ends_where_all_labels_lead(strategy):
+    truth = torch.tensor([1.0, -2.0, 0.5])
+    pool = list(torch.randn(15, 2, 3, generator=generator(7)))
+    answers = [[(0, 1, False)] if (f @ truth)[0] > (f @ truth)[1] else [(1, 0, False)] for f in pool]
+    test = torch.randn(200, 3, generator=generator(8)).double()
+    test = test * (test @ truth.double()).sign()[:, None]
+    curve = learning_curve(strategy, taste((1.0, 1.0, 1.0)), pool, answers, test, 15, generator())
+    everything = taste((1.0, 1.0, 1.0))
+    for i, (features, pairs) in enumerate(zip(pool, answers, strict=True)):
+        everything.learn(str(i), features, pairs)
+    assert len(curve) == 16 and curve[0] == 0.0
+    assert curve[-1] == pytest.approx((test @ everything.weight > 0).double().mean().item())
+    assert curve[-1] > 0.8
+    with pytest.raises(InputError, match="only 15 questions wait"):
+        learning_curve(strategy, taste(), pool, answers, test, 16, generator())
