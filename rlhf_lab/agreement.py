@@ -340,12 +340,14 @@ def _percentiles(value: float, drawn: np.ndarray, n: int, questions: int) -> Int
         return None
     low, high = (float(bound) for bound in np.percentile(drawn, (2.5, 97.5)))
     if value > 1 - 1e-12:
-        low = min(low, wilson(questions, questions).low)
+        low = min(low, wilson_interval(questions, questions).low)
     return Interval(float(value), min(low, float(value)), max(high, float(value)), n)
 
 
-def wilson(successes: float, n: int) -> Interval:
-    """A share and Wilson's 95% score interval (1927); `rlhf_lab.evaluation.wilson_interval`, for use without torch."""
+def wilson_interval(successes: float, n: int) -> Interval:
+    """A share and Wilson's 95% score interval (1927), right for small n and for shares near 0 and 1 too."""
+    if n < 1 or not 0 <= successes <= n:
+        raise InputError(f"a share of {successes} in {n}: n must be at least 1, and the successes from 0 to n")
     share, z2 = successes / n, Z95**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2)) / (1 + z2 / n)

@@ -7,12 +7,12 @@ intervals resample prompts, not observations (the cluster bootstrap: Efron and T
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from math import sqrt
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from .agreement import wilson_interval as wilson_interval  # of a share; one piece of code, without torch
 from .errors import InputError
 from .judge import GoldJudge
 from .ppo import k3, reply_logprobs
@@ -21,21 +21,10 @@ from .reward import RankedReplies, pair_margins
 from .sampling import Sample
 from .text import pad_right
 
-Z95 = 1.959964  # the 97.5% point of the normal distribution
 GOLD_ATTRIBUTES = ("score", "right", "correct", "safe", "polite", "concise", "fluent", "addressed")
 
 
 # --- intervals --------------------------------------------------------------------------------------------------------
-
-
-def wilson_interval(successes: float, n: int) -> Interval:
-    """A share and Wilson's 95% score interval (1927), right for small n and for shares near 0 and 1 too."""
-    if n < 1 or not 0 <= successes <= n:
-        raise InputError(f"a share of {successes} in {n}: n must be at least 1, and the successes from 0 to n")
-    share, z2 = successes / n, Z95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 * sqrt(share * (1 - share) / n + z2 / (4 * n**2)) / (1 + z2 / n)
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
 def bootstrap_interval(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .agreement import Z95, ReliabilityData, answers_in, one_each, pair_data, wilson
+from .agreement import Z95, ReliabilityData, answers_in, one_each, pair_data, wilson_interval
 from .assignments import Expected, passed
 from .errors import InputError
 from .records import ANSWERS, Answer, Interval, Question, Ranking, Rating, answer_from_dict, order_of, pairs_of_order
@@ -365,7 +365,7 @@ class _Evidence:
             self.labels[who],
             verdict,
             reasons,
-            wilson(agreed, n) if n else None,
+            wilson_interval(agreed, n) if n else None,
             binomial_tail(agreed, n, 0.5) if n else None,
             failed,
             checks,
@@ -492,9 +492,9 @@ def order_effect(questions: Sequence[Question], answers: FeedbackStore | Sequenc
         return None
     n = len(both)
     return OrderEffect(
-        wilson(sum(a == b for a, b in both), n),
-        wilson(sum((a, b) == (1, -1) for a, b in both), n),
-        wilson(sum((a, b) == (-1, 1) for a, b in both), n),
+        wilson_interval(sum(a == b for a, b in both), n),
+        wilson_interval(sum((a, b) == (1, -1) for a, b in both), n),
+        wilson_interval(sum((a, b) == (-1, 1) for a, b in both), n),
     )
 
 

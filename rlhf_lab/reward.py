@@ -6,6 +6,7 @@ scalar score r(prompt, reply). `TasteModel` learns one person's taste on top, fr
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -80,13 +81,21 @@ class RankedReplies:
     """A question as tensors' raw material: its replies, and which of them was put above which (by index).
 
     `pairs` holds (better, worse, tie); `tiers` the whole ranking, when there is one; `margin` how far apart the
-    person said that a strict pair is.
+    person said that a strict pair is; `weights` how often each pair counts, () for once each.
+    Raises InputError for weights that are negative, not finite, or not one a pair.
     """
 
     dialogues: tuple[Dialogue, ...]
     pairs: tuple[tuple[int, int, bool], ...]
     tiers: tuple[tuple[int, ...], ...] = ()
     margin: float = 0.0
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.weights and len(self.weights) != len(self.pairs):
+            raise InputError(f"{len(self.weights)} weights for {len(self.pairs)} pairs: one a pair is wanted")
+        if not all(0 <= weight < math.inf for weight in self.weights):
+            raise InputError(f"weights {self.weights} of pairs: each must be finite and not negative")
 
 
 def encode_rankings(
@@ -136,9 +145,19 @@ def pairs_of_tiers(tiers: Sequence[Sequence[int]]) -> tuple[tuple[int, int, bool
 
 
 def encode_comparisons(
-    tokenizer: PreTrainedTokenizerBase, comparisons: Sequence[Comparison], max_tokens: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    comparisons: Sequence[Comparison],
+    max_tokens: int | None = None,
+    weights: Sequence[float] | None = None,
 ) -> list[RankedReplies]:
-    """Pairs from a file (`rlhf_lab.formats.read_pairs`) in the same form: one question of two replies each."""
+    """Pairs from a file (`rlhf_lab.formats.read_pairs`) or a consensus (`rlhf_lab.aggregation`), in the same form: one
+    question of two replies each.
+
+    `weights`, one a comparison, say how often each counts (`Consensus.comparisons` gives them). Raises InputError where
+    their number is another.
+    """
+    if weights is not None and len(weights) != len(comparisons):
+        raise InputError(f"{len(weights)} weights for {len(comparisons)} comparisons: one a comparison is wanted")
     texts = [(c.prompt, text) for c in comparisons for text in (c.chosen, c.rejected)]
     dialogues = iter(encode_dialogues(tokenizer, texts, max_tokens))
     return [
@@ -147,8 +166,9 @@ def encode_comparisons(
             ((0, 1, c.tie),),
             ((0, 1),) if c.tie else ((0,), (1,)),
             GRADE_MARGINS.get(c.grade, 0.0),
+            () if weights is None else (weights[place],),
         )
-        for c in comparisons
+        for place, c in enumerate(comparisons)
     ]
 
 
@@ -197,17 +217,29 @@ def train_reward_model(
 def reward_loss(
     model: PreTrainedModel, batch: Sequence[RankedReplies], loss: str = "pairs"
 ) -> tuple[torch.Tensor, float]:
-    """Mean loss over the questions of a batch, and the share of strict pairs put in the right order."""
+    """Mean loss over the questions of a batch, and the share of strict pairs put in the right order (each counting 1).
+
+    Where pairs have weights, both means are weighted: over a question's pairs by their weights, over questions by the
+    mean weight of their pairs, so a pair of weight 2 counts like the same pair given twice. The Plackett-Luce
+    likelihood is of whole rankings and knows no weights of pairs: InputError.
+    """
+    if loss == "plackett-luce" and any(item.weights for item in batch):
+        raise InputError('loss "plackett-luce" is of whole rankings and cannot weigh pairs; use the loss "pairs"')
     scores = score_dialogues(model, [d for item in batch for d in item.dialogues])
-    losses, hits = [], []
+    losses, sizes, hits = [], [], []
     for item, own in zip(batch, scores.split([len(item.dialogues) for item in batch]), strict=True):
         better, worse, tie = (torch.tensor(column, device=own.device) for column in zip(*item.pairs, strict=True))
         margin = torch.where(tie.bool(), 0.0, torch.full_like(own[better], item.margin))
         pair_losses = bradley_terry_loss(own[better], own[worse], tie.bool(), margin)
-        losses.append(plackett_luce_loss(own, item.tiers) if loss == "plackett-luce" else pair_losses.mean())
+        weights = own.new_tensor(item.weights or [1.0] * len(item.pairs))
+        losses.append(
+            plackett_luce_loss(own, item.tiers) if loss == "plackett-luce" else (weights * pair_losses).mean()
+        )
+        sizes.append(weights.mean())
         hits.append((own[better] > own[worse])[~tie.bool()])
     hit = torch.cat(hits).float()
-    return torch.stack(losses).mean(), hit.mean().item() if len(hit) else float("nan")
+    mean = torch.stack(losses).sum() / torch.stack(sizes).sum().clamp(min=1e-12)  # a batch of weight 0 teaches nothing
+    return mean, hit.mean().item() if len(hit) else float("nan")
 
 
 def score_dialogues(model: PreTrainedModel, dialogues: Sequence[Dialogue]) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The reward model: losses by hand and against an independent implementation, data, training, normalisation, taste."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import reference
 import torch
 from tiny import TEXTS, reward_model, tokenizer
 
+from rlhf_lab.aggregation import majority_vote
 from rlhf_lab.config import RewardConfig
 from rlhf_lab.errors import InputError
 from rlhf_lab.language import make_optimizer
@@ -149,6 +151,71 @@ def test_the_batch_loss_is_the_mean_over_questions(loss_name):
         per_question.append(bt if loss_name == "pairs" else reference.plackett_luce(scores, order))
     assert loss.item() == pytest.approx(np.mean(per_question), abs=1e-5)
     assert accuracy == pytest.approx(np.mean(hits))
+
+
+def test_a_pair_of_weight_two_counts_like_the_same_pair_twice():
+    """As questions of their own, as a consensus gives them, and within a question; gradients too."""
+    pairs = [Comparison("P?", TEXTS[0], TEXTS[1]), Comparison("P?", TEXTS[2], TEXTS[1]), Comparison("Q?", *TEXTS[2:4])]
+    twice = encode_comparisons(tokenizer(), [pairs[0], *pairs[:2]])
+    weighed = encode_comparisons(tokenizer(), pairs, weights=[2.0, 1.0, 0.0])
+    (item,) = rankings_of([[(0,), (1,), (2,)]])
+    first, second, third = item.pairs
+    for one, other in (
+        (weighed, twice),
+        ([replace(item, weights=(2.0, 1.0, 0.0))], [replace(item, pairs=(first, first, second))]),
+        ([replace(item, weights=(0.5, 0.5, 0.5)), weighed[1]], [item, *[weighed[1]] * 2]),
+    ):
+        results = []
+        for batch in (one, other):
+            model = reward_model()
+            loss, _ = reward_loss(model, batch)
+            loss.backward()
+            results.append((loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)))
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_the_weighted_loss_agrees_with_the_formula():
+    model, weights = reward_model(), [0.9, 0.2, 0.55]
+    pairs = [Comparison("P?", TEXTS[i], TEXTS[i + 1]) for i in range(3)]
+    data = encode_comparisons(tokenizer(), pairs, weights=weights)
+    alone = [[score_dialogues(model, [d]).item() for d in item.dialogues] for item in data]
+    expected = np.average([reference.bradley_terry(*scores) for scores in alone], weights=weights)
+    assert reward_loss(model, data)[0].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_batch_of_weight_zero_teaches_nothing():
+    model = reward_model()
+    loss, _ = reward_loss(model, encode_comparisons(tokenizer(), [Comparison("P?", "one", "two")], weights=[0.0]))
+    loss.backward()
+    assert loss.item() == 0 and all(not p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_consensus_trains_a_reward_model():
+    """Three people of whom one answers the wrong way round: verdicts and weights go straight into training."""
+    orders = {"ada": ("c0", "c1"), "ben": ("c0", "c1"), "eve": ("c1", "c0")}
+    questions = [question(TEXTS[:2], prompt=f"Question {n}?") for n in range(12)]
+    answers = [Ranking(q.id, tuple((c,) for c in order), name) for q in questions for name, order in orders.items()]
+    comparisons, weights = majority_vote(answers).comparisons(questions)
+    assert weights == pytest.approx([1 / 3] * 12)
+    model, data = reward_model(), encode_comparisons(tokenizer(), comparisons, weights=weights)
+    list(train_reward_model(model, data, RewardConfig(epochs=8, questions_per_batch=3, learning_rate=5e-3)))
+    assert (pair_margins(model, data) > 0).all()
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, -0.5), (1.0, math.nan), (math.inf, 1.0)])
+def test_weights_that_mean_nothing_are_refused(weights):
+    (item,) = rankings_of([[(0, 1, 2)]])
+    with pytest.raises(InputError, match="weights"):
+        replace(item, pairs=item.pairs[:2], weights=weights)
+    with pytest.raises(InputError, match="1 weights for 2 comparisons"):
+        encode_comparisons(tokenizer(), [Comparison("P?", "one", "two")] * 2, weights=[1.0])
+
+
+def test_the_likelihood_of_whole_rankings_refuses_weights_of_pairs():
+    data = encode_comparisons(tokenizer(), [Comparison("P?", "one", "two")], weights=[0.5])
+    with pytest.raises(InputError, match='use the loss "pairs"'):
+        next(train_reward_model(reward_model(), data, RewardConfig(loss="plackett-luce")))
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -297,7 +364,7 @@ def test_taste_is_learned_whatever_the_order_and_can_be_taken_back():
 
 
 def test_taste_is_the_maximum_of_the_posterior():
-    """The gradient of the negative log posterior vanishes where `learn` stops; a tie counts as target ½, without margin."""
+    """The gradient of the negative log posterior vanishes where `learn` stops; a tie has target ½ and no margin."""
     mean, covariance = torch.tensor([0.5, 0.0]), torch.tensor([[1.0, 0.2], [0.2, 0.5]])
     taste = TasteModel(mean, covariance, strength=2.0)
     features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.5]])
