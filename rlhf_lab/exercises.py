@@ -649,6 +649,82 @@ def check_enough(surely_better: Callable[[int, int], bool]) -> bool:
     return check(surely_better, cases, "Right: a win rate without its interval is gossip.", hint)
 
 
+# --- notebook 03b: forms of feedback ----------------------------------------------------------------------------------
+
+
+def check_tiers_of_marks(function: Callable[[dict[str, dict[str, int]], dict[str, float]], list[list[str]]]) -> bool:
+    """`function(scores, weights)`: replies in tiers, best first, by the weighted mean of their marks."""
+
+    def tiers(scores: dict[str, dict[str, int]], weights: dict[str, float]) -> list[list[str]]:
+        mean = {reply: sum(weights[name] * marks[name] for name in weights) for reply, marks in scores.items()}
+        return [[reply for reply in mean if mean[reply] == mark] for mark in sorted(set(mean.values()), reverse=True)]
+
+    scores = {
+        "a": {"helpful": 4, "polite": 1},
+        "b": {"helpful": 2, "polite": 5},
+        "c": {"helpful": 5, "polite": 3},
+        "d": {"helpful": 3, "polite": 3},
+    }
+    cases = []
+    for weights in ({"helpful": 2.0, "polite": 1.0}, {"helpful": 1.0, "polite": 3.0}, {"helpful": 1.0, "polite": 1.0}):
+        right = tiers(scores, weights)
+        causes = (
+            (right[::-1], "That is worst first."),
+            (tiers(scores, dict.fromkeys(weights, 1.0)), "All attributes count alike in yours; use the weights."),
+            ([[reply] for tier in right for reply in tier], "Replies with equal means share a tier."),
+            ([reply for tier in right for reply in tier], "Each tier is a list of its own, also with one reply."),
+        )
+        cases.append(Case((scores, weights), right, causes))
+    praise = "change the weights and the order changes: a rating leaves that choice to whoever trains."
+    return check(function, cases, praise, "Weighted mean of each reply's marks; equal means together; highest first.")
+
+
+def check_in_force(function: Callable[[list[tuple[str, str, str | None]]], dict[str, str]]) -> bool:
+    """`function(events)`: {question: id} of the answers that count, from a log of (id, question, withdraws)."""
+    replaced = [("a", "q1", None), ("b", "q2", None), ("c", "q1", None)]
+    taken_back = [*replaced, ("d", "q1", "c")]
+    nothing = [("a", "q1", None), ("b", "q1", "a")]
+    cases = [
+        Case(
+            (replaced,),
+            {"q1": "c", "q2": "b"},
+            (({"q1": "a", "q2": "b"}, "A later answer to the same question takes the earlier one's place."),),
+        ),
+        Case(
+            (taken_back,),
+            {"q1": "a", "q2": "b"},
+            (
+                ({"q1": "d", "q2": "b"}, "A withdrawal is a line of the log, but no answer."),
+                ({"q1": "c", "q2": "b"}, "The last event takes c back."),
+                ({"q2": "b"}, "c was taken back, and a never was: it counts again."),
+            ),
+        ),
+        Case((nothing,), {}, (({"q1": "a"}, "The only answer was taken back."),)),
+        Case(([],), {}),
+    ]
+    hint = "Leave out withdrawals and what they take back; then keep the last answer of each question."
+    return check(function, cases, "nothing is ever deleted, and what counts can be read off at any time.", hint)
+
+
+def check_votes_to_pairs(function: Callable[[list[tuple[str, str, bool]]], list[tuple[str, str, str]]]) -> bool:
+    """`function(votes)`: pairs (prompt, chosen, rejected) from votes (prompt, reply, up) on the same prompt."""
+    votes = [("p", "a", True), ("p", "b", False), ("p", "c", True), ("q", "d", False), ("q", "e", False)]
+    mixed = [("p", chosen, rejected) for chosen in "ac" for rejected in "bde"]
+    causes = (
+        (mixed, "Only votes on one prompt make a pair: d and e answered another question."),
+        ([("p", "b", "a"), ("p", "b", "c")], "The reply with its thumb up is the chosen one."),
+        ([("p", "a", "b")], "Both a and c are better than b: all pairs, not one a prompt."),
+        ([("p", "a", "b"), ("p", "c", "b"), ("q", "d", "e")], "Two thumbs down do not say which is better."),
+    )
+    cases = [
+        Case((votes,), [("p", "a", "b"), ("p", "c", "b")], causes),
+        Case(([("p", "a", False), ("p", "b", True)],), [("p", "b", "a")]),
+        Case(([("p", "a", True)],), []),
+    ]
+    praise = "votes on one prompt are comparisons in disguise; a lonely vote is not."
+    return check(function, cases, praise, "For each vote up, every vote down that has the same prompt.")
+
+
 # --- notebook 03d: agreement and quality ------------------------------------------------------------------------------
 
 
@@ -719,3 +795,58 @@ def check_posterior(function: Callable[[list[bool], list[float]], float]) -> boo
         cases.append(Case((votes, abilities), first / (first + second), causes))
     praise = "one who is right nine times in ten outweighs two who are right six times in ten."
     return check(function, cases, praise, "Multiply ability or 1 − ability over the voters, for each possibility.")
+
+
+# --- notebook 03c: which question next --------------------------------------------------------------------------------
+
+
+def check_information(function: Callable[[list[float]], float]) -> bool:
+    """`function(opinions)`: entropy of the mean minus mean entropy, in nats, of probabilities (BALD)."""
+
+    def entropy(p: float) -> float:
+        return 0.0 if p in (0, 1) else -(p * math.log(p) + (1 - p) * math.log(1 - p))
+
+    cases = []
+    for opinions in ([0.9, 0.1], [0.5, 0.5, 0.5], [0.99, 0.8, 0.3, 0.6]):
+        mean = sum(opinions) / len(opinions)
+        doubt, remaining = entropy(mean), sum(map(entropy, opinions)) / len(opinions)
+        causes = (
+            (doubt, "That is all the doubt about the answer; take away what would remain if the head were known."),
+            (remaining, "That is the doubt that remains; it is to be taken away from the entropy of the mean."),
+            (remaining - doubt, "The other way round: information is never negative."),
+            ((doubt - remaining) / math.log(2), "That is in bits; use the natural logarithm."),
+        )
+        cases.append(Case((opinions,), doubt - remaining, causes))
+    cases.append(Case(([1.0, 0.0],), math.log(2)))
+    praise = "heads that all say fifty-fifty tell nothing; heads that contradict each other tell most."
+    return check(function, cases, praise, "H(mean) − mean of H, with H(p) = −p ln p − (1 − p) ln(1 − p), and H(0) = 0.")
+
+
+def check_labels_to(function: Callable[[list[float], float], int | None]) -> bool:
+    """`function(curve, target)`: the first n from which three points in a row reach the target; None without one.
+
+    "Never" is written as −1 for the comparison, because None also says that an exercise has not been begun.
+    """
+    lucky = [0.5, 0.81, 0.7, 0.8, 0.82, 0.8, 0.79]
+    causes = (
+        (1, "One lucky label does not count: the next two must reach it as well."),
+        (5, "That is where the three labels end; say where they begin."),
+        (4, "Reaching the target exactly is enough."),
+    )
+    cases = [
+        Case((lucky, 0.8), 3, causes),
+        Case(([0.9, 0.9, 0.9], 0.8), 0, ((1, "The curve begins with no label at all: n counts from 0."),)),
+        Case(([0.5, 0.9, 0.9], 0.8), -1, ((1, "Two are not three: the curve ends too early to say."),)),
+    ]
+
+    def with_never(curve: list[float], target: float) -> Any:
+        got = function(list(curve), target)
+        return -1 if got is None and function([1.0] * 3, 0.5) is not None else got
+
+    with_never.__name__ = getattr(function, "__name__", "your function")
+    return check(
+        with_never,
+        cases,
+        "now a number can be compared.",
+        "The first n with curve[n], curve[n+1], curve[n+2] ≥ target.",
+    )

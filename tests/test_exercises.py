@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -144,3 +145,82 @@ def test_each_common_mistake_is_named(checker, function, cause, capsys):
 def test_mistakes_about_agreement_get_their_cause(checker, answer, cause, capsys):
     assert not getattr(exercises, checker)(answer)
     assert cause in said(capsys)
+
+
+def tiers_of_marks(scores, weights):
+    mean = {reply: sum(weights[name] * marks[name] for name in weights) for reply, marks in scores.items()}
+    return [[reply for reply in mean if mean[reply] == mark] for mark in sorted(set(mean.values()), reverse=True)]
+
+
+def in_force(events):
+    gone = {withdraws for _, _, withdraws in events}
+    return {question: name for name, question, withdraws in events if withdraws is None and name not in gone}
+
+
+def votes_to_pairs(votes):
+    up, down = ([vote for vote in votes if vote[2] is thumb] for thumb in (True, False))
+    return [(prompt, chosen, rejected) for prompt, chosen, _ in up for other, rejected, _ in down if other == prompt]
+
+
+def equal_weights(scores, weights):
+    return tiers_of_marks(scores, dict.fromkeys(weights, 1))
+
+
+@pytest.mark.parametrize(
+    "checker, answer, cause",
+    [
+        ("check_tiers_of_marks", equal_weights, "use the weights"),
+        ("check_tiers_of_marks", lambda s, w: tiers_of_marks(s, w)[::-1], "worst first"),
+        ("check_in_force", lambda e: {q: n for n, q, w in e[::-1] if not w}, "takes the earlier one's place"),
+        ("check_in_force", lambda e: {q: n for n, q, _ in e}, "no answer"),
+        ("check_in_force", lambda e: {q: n for n, q, w in e if not w}, "takes c back"),
+        ("check_votes_to_pairs", lambda v: [(p, b, a) for p, a, b in votes_to_pairs(v)], "the chosen one"),
+        ("check_votes_to_pairs", lambda v: votes_to_pairs([("p", r, up) for _, r, up in v]), "one prompt"),
+    ],
+)
+def test_mistakes_about_forms_get_their_cause(checker, answer, cause, capsys):
+    assert not getattr(exercises, checker)(answer)
+    assert cause in said(capsys)
+
+
+def test_right_answers_about_forms_are_praised(capsys):
+    assert exercises.check_tiers_of_marks(tiers_of_marks)
+    assert exercises.check_in_force(in_force)
+    assert exercises.check_votes_to_pairs(votes_to_pairs)
+    assert said(capsys).count("\u2713") == 3
+
+
+# --- notebook 03c ---
+
+
+def nats(p):
+    return 0.0 if p in (0, 1) else -(p * math.log(p) + (1 - p) * math.log(1 - p))
+
+
+def information(opinions):
+    return nats(sum(opinions) / len(opinions)) - sum(map(nats, opinions)) / len(opinions)
+
+
+def labels_to(curve, target):
+    return next((n for n in range(len(curve) - 2) if min(curve[n : n + 3]) >= target), None)
+
+
+@pytest.mark.parametrize(
+    "checker, answer, cause",
+    [
+        ("check_information", lambda o: nats(sum(o) / len(o)), "take away what would remain"),
+        ("check_information", lambda o: -information(o), "never negative"),
+        ("check_information", lambda o: information(o) / math.log(2), "natural logarithm"),
+        ("check_labels_to", lambda c, t: next(n for n, x in enumerate(c) if x >= t), "lucky"),
+        ("check_labels_to", lambda c, t: ..., "has not been begun|gives nothing yet"),
+        ("check_labels_to", lambda c, t: 3, "no label at all|should be 0"),
+    ],
+)
+def test_mistakes_about_questions_get_their_cause(checker, answer, cause, capsys):
+    assert not getattr(exercises, checker)(answer)
+    assert re.search(cause, said(capsys))
+
+
+def test_right_answers_about_questions_are_praised(capsys):
+    assert exercises.check_information(information) and exercises.check_labels_to(labels_to)
+    assert said(capsys).count("\u2713") == 2
