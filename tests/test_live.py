@@ -509,3 +509,15 @@ def test_the_question_that_tells_most_is_asked(tmp_path, monkeypatch):
     assert len(loop.store.questions()) == len(seen)
     loop.stop()
     assert loop.join()
+
+
+def test_all_answers_are_told_with_whether_they_stand(loop):
+    first, second = answer(ask(loop)), answer(ask(loop), status="skipped")
+    for given in (first, second):
+        loop.submit(given)
+    loop.withdraw(first.id)
+    told = loop.given()
+    assert [(q.id, a.id, stands) for q, a, stands in told] == [
+        (first.question_id, first.id, False),
+        (second.question_id, second.id, True),
+    ]
