@@ -48,6 +48,18 @@ class Progress:
     held: int
 
 
+@dataclass(frozen=True)
+class Queued:
+    """A question in the queue: its place in the order of arrival, how many people it is for and how many have it."""
+
+    question_id: str
+    number: int
+    overlap: int
+    taken: int
+    priority: float
+    is_check: bool
+
+
 class Assignments:
     """The people and the queue of one class, kept in `store`'s database."""
 
@@ -140,12 +152,23 @@ class Assignments:
         return len(rows)
 
     def prioritise(self, priorities: dict[str, float]) -> None:
-        """Set the priority of questions in the queue; higher comes first (active learning decides so)."""
+        """Set the priority of questions in the queue, all or none; higher comes first (active learning decides so)."""
+        rows = [{"of": question_id, "to": priority} for question_id, priority in priorities.items()]
+        if not rows:
+            return
+        change = sa.update(QUEUE).where(QUEUE.c.question_id == sa.bindparam("of"))
         with self.store.database.begin(write=True) as connection:
-            for question_id, priority in priorities.items():
-                mine = QUEUE.c.question_id == question_id
-                if not connection.execute(sa.update(QUEUE).where(mine).values(priority=priority)).rowcount:
-                    raise InputError(f"question {question_id!r} is not in the queue")
+            unknown = set(priorities) - set(connection.scalars(sa.select(QUEUE.c.question_id)))
+            if unknown:
+                raise InputError(f"question {min(unknown)!r} is not in the queue")
+            connection.execute(change.values(priority=sa.bindparam("to")), rows)
+
+    def queued(self) -> list[Queued]:
+        """Every question of the queue, in the order of arrival."""
+        query = sa.select(QUEUE).order_by(QUEUE.c.number)
+        with self.store.database.begin() as connection:
+            rows = connection.execute(query).all()
+        return [Queued(r.question_id, r.number, r.overlap, r.taken, r.priority, bool(r.expected)) for r in rows]
 
     def next_question(self, annotator: str) -> Question | None:
         """The question that `annotator` is to answer now; None when the queue holds none for them.

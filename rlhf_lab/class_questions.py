@@ -35,7 +35,10 @@ Expected = dict[str, list[tuple[str, str]]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a class is to be asked: `questions` in all, a share `checks` of them with a known answer."""
+    """What a class is to be asked: `questions` in all, a share `checks` of them with a known answer.
+
+    `ask` is how the next question is chosen, a strategy of `rlhf_lab.selection`.
+    """
 
     out: str
     store: str
@@ -46,6 +49,7 @@ class Plan:
     scenario: str = "help_desk"
     profile: str | None = None
     seed: int = 0
+    ask: str = "coverage"
 
 
 def prepare(plan: Plan) -> int:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from .assignments import Assignments
-from .class_questions import CHECKABLE, REPLIES, Plan, scenario_guidelines
+from .class_questions import CHECKABLE, Plan, scenario_guidelines
 from .errors import InputError
 from .store import FeedbackStore
 
@@ -338,43 +338,6 @@ def _shown(store: str) -> str:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def add_command(commands: Any) -> None:
-    """Put `classroom` among the commands of `rlhf-lab`."""
-    summary = "open a class: a labelling page for each student, one trainer, the teacher's dashboard"
-    parser = commands.add_parser(
-        "classroom", help=summary, description=f"{summary[0].upper()}{summary[1:]}. See docs/classroom.md.",
-        epilog="Ctrl-C ends the class; the same command again goes on where it was, with the same links.",
-    )  # fmt: skip
-    parser.set_defaults(command=run, again="all labels are kept: the same command opens the class again")
-    add = parser.add_argument
-    add(
-        "--out",
-        metavar="DIR",
-        required=True,
-        help="folder of the run and of the class: a new one, or one to go on with",
-    )
-    add("--students", metavar="WHO", required=True, help='"Ada,Ben", a file with a name a line, or a number')
-    add(
-        "--store",
-        metavar="URL",
-        help="where answers are kept (default: DIR/class.db; a class of 8 or more: PostgreSQL)",
-    )
-    add("--form", choices=tuple(REPLIES), default="compare", help="what students do (default: compare)")
-    add("--questions", metavar="N", type=int, default=60, help="how many questions (default: 60)")
-    add("--overlap", metavar="N", type=int, help="how many students answer each question (default: 3, or all of fewer)")
-    add("--checks", metavar="SHARE", type=float, help="share of questions with a known answer (default: 0.1)")
-    add("--guidelines", metavar="FILE", help="what to judge by: a text file (default: made from the scenario)")
-    add("--ip", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
-    add("--port", metavar="N", type=int, default=8866, help="port to listen on; 0: any free one (default: 8866)")
-    add("--lease", metavar="MIN", type=float, default=30.0, help="minutes until an unanswered place is free again")
-    add("--no-trainer", action="store_true", help="collect answers only")
-    add(
-        "--profile", metavar="NAME", help="of the run: quick, default, thorough (default: RLHF_LAB_PROFILE, or default)"
-    )
-    add("--scenario", metavar="NAME", default="help_desk", help="of the run: a shipped scenario, or a .yaml file")
-    add("--seed", metavar="N", type=int, default=0, help="of the run (default: 0)")
-
-
 def run(options: argparse.Namespace) -> None:
     """The command. Raises InputError for bad input and KeyboardInterrupt when the teacher ends the class."""
     settings = settings_of(options)
@@ -399,7 +362,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     store = store if "://" in store else f"sqlite:///{Path(store).absolute()}"
     plan = Plan(
         options.out, store, options.form, options.questions, overlap, checks, options.scenario, options.profile,
-        options.seed,
+        options.seed, options.ask,
     )  # fmt: skip
     guidelines = _read_guidelines(options.guidelines) if options.guidelines else None
     return Settings(

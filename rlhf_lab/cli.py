@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
+from .cli_classroom import add_classroom_command
 from .cli_feedback import add_feedback_commands
 from .config import PROFILES
 from .errors import InputError
@@ -63,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train_reward(commands)
     _add_scenario(commands)
     add_feedback_commands(commands, _command)
-    _add_classroom(commands)
+    add_classroom_command(commands)
     return parser
 
 
@@ -250,15 +251,6 @@ def judge_report(scenario: Any, seed: int = 0, n: int = 300) -> str:
     if misread:
         report += [*misread[:3], "  Check the cues, claims and values of these attributes."]
     return "\n".join(report)
-
-
-# --- classroom --------------------------------------------------------------------------------------------------------
-
-
-def _add_classroom(commands: Any) -> None:
-    from .classroom import add_command
-
-    add_command(commands)
 
 
 if __name__ == "__main__":

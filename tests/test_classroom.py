@@ -24,9 +24,9 @@ import pytest
 import torch
 
 from rlhf_lab import class_trainer
-from rlhf_lab.assignments import Assignments, passed
-from rlhf_lab.class_questions import Plan, checked, expected_of, guidelines_of, prepare, spread
-from rlhf_lab.class_trainer import ClassTrainer, Pairs, cross_validated, fit
+from rlhf_lab.assignments import Assignments, Queued, passed
+from rlhf_lab.class_questions import REPLIES, Plan, checked, expected_of, guidelines_of, prepare, spread
+from rlhf_lab.class_trainer import ClassTrainer, Pairs, cross_validated, fit, order_of_asking, reliability
 from rlhf_lab.classroom import (
     LINKS,
     TEACHER,
@@ -39,10 +39,14 @@ from rlhf_lab.classroom import (
     write_links,
 )
 from rlhf_lab.cli import main
+from rlhf_lab.cli_classroom import FORMS as CLI_FORMS
+from rlhf_lab.cli_classroom import STRATEGIES as CLI_STRATEGIES
 from rlhf_lab.errors import InputError
 from rlhf_lab.judge import GoldJudge
 from rlhf_lab.records import Candidate, Question, Ranking
+from rlhf_lab.reward import PairEvidence
 from rlhf_lab.scenario import load_scenario
+from rlhf_lab.selection import STRATEGIES
 from rlhf_lab.store import FeedbackStore, StoreError
 from widgets.labelling import ALL_DONE, FORMS, NOT_READY, OTHERS_ANSWER, LabellingPage
 
@@ -117,6 +121,17 @@ def test_a_links_file_of_something_else_hands_out_new_keys(store, tmp_path):
 def test_whoever_can_reach_the_class_is_said_plainly():
     assert warning_of("127.0.0.1") == "" == warning_of("::1") and is_loopback("localhost")
     assert "not encrypted" in warning_of("0.0.0.0") and "everybody on this network" in warning_of("192.0.2.7")
+
+
+def test_the_commands_options_are_those_that_there_are():
+    assert tuple(REPLIES) == CLI_FORMS and STRATEGIES == CLI_STRATEGIES
+
+
+def test_help_and_input_errors_load_nothing_heavy():
+    code = "import sys, rlhf_lab.cli as cli; cli.main(['classroom', '--ask', 'luck']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "invalid choice: 'luck'" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not {"sqlalchemy", "torch", "numpy", "jupyter_server"} & set(done.stdout.split())
 
 
 def test_bad_input_ends_with_2_and_one_line(tmp_path, capsys):
@@ -292,7 +307,8 @@ def pairs_of(n_questions: int, noise: float, seed: int = 0) -> Pairs:
     felt = x @ head + noise * torch.randn(len(x), generator=generator, dtype=torch.double)
     x = torch.where(felt[:, None] > 0, x, -x)
     names = tuple(f"q{i}" for i in range(n_questions) for _ in range(3))
-    return Pairs(x, torch.ones(len(x), dtype=torch.double), torch.ones(len(x)), names)
+    ones = torch.ones(len(x), dtype=torch.double)
+    return Pairs(PairEvidence(x, ones, 0 * ones, ones), names)
 
 
 def test_the_class_model_is_measured_on_questions_it_has_not_seen():
@@ -302,11 +318,54 @@ def test_the_class_model_is_measured_on_questions_it_has_not_seen():
 
 
 def test_weights_count_as_repetitions():
-    pairs = pairs_of(20, 0.5)
-    double = Pairs(pairs.x, pairs.target, 2 * pairs.weight, pairs.questions)
-    twice = Pairs(pairs.x.repeat(2, 1), pairs.target.repeat(2), pairs.weight.repeat(2), pairs.questions * 2)
+    pairs = pairs_of(20, 0.5).evidence
+    double = pairs._replace(counts=2 * pairs.counts)
+    twice = PairEvidence(*(torch.cat([column, column]) for column in pairs))
     assert torch.allclose(fit(double)[1], fit(twice)[1], atol=1e-6)
     assert fit(double)[1].norm() > fit(pairs)[1].norm()
+
+
+def answers_of(people: dict[str, float], n: int, seed: int = 0) -> list[Ranking]:
+    """Everybody's choice on n pairs; the first reply is better, and each person names it with their own probability."""
+    rng = random.Random(seed)
+    return [
+        Ranking(f"q{i}", ((("a",), ("b",)) if rng.random() < right else (("b",), ("a",))), name)
+        for i in range(n)
+        for name, right in people.items()
+    ]
+
+
+def test_a_person_whom_the_others_contradict_counts_for_less():
+    people = {"Ada": 0.95, "Ben": 0.95, "Cleo": 0.9, "Dan": 0.5}
+    say = reliability(answers_of(people, 60))
+    assert say["Dan"] < 0.3 and min(say["Ada"], say["Ben"], say["Cleo"]) > 0.9
+    assert sum(say.values()) / 4 == pytest.approx(1)
+    early = reliability(answers_of(people, 6))  # six pairs are a reason for doubt, not for a verdict
+    assert early["Dan"] > say["Dan"]
+
+
+def test_who_cannot_be_told_apart_counts_alike():
+    assert reliability([]) == {} == reliability(answers_of({"Ada": 0.9, "Ben": 0.5}, 60))
+    assert reliability(answers_of({"Ada": 0.9, "Ben": 0.9, "Cleo": 0.5}, 4)) == {}
+
+
+def queue_of(taken: dict[int, int], n: int = 8, checks=(2, 5)) -> list[Queued]:
+    return [Queued(f"q{i}", i, 2, taken.get(i, 0), 0.0, i in checks) for i in range(n)]
+
+
+def asked_in(priorities: dict[str, float]) -> list[int]:
+    return [int(name[1:]) for name in sorted(priorities, key=lambda name: -priorities[name])]
+
+
+def test_questions_change_places_with_one_another_and_checks_keep_theirs():
+    fresh = {f"q{i}": float(i) for i in (0, 1, 3, 4, 6, 7)}
+    assert asked_in(order_of_asking(queue_of({}), fresh)) == [7, 6, 2, 4, 3, 5, 1, 0]
+    del fresh["q7"], fresh["q6"], fresh["q0"]  # 7 and 6 are full, 0 was begun by one person: it comes first
+    again = order_of_asking(queue_of({7: 2, 6: 2, 0: 1}), fresh)
+    assert asked_in(again) == [2, 0, 4, 5, 3, 1]  # two have been asked, so the first check is due
+    assert asked_in(order_of_asking(queue_of({}), dict.fromkeys(fresh | {"q0": 0, "q6": 0, "q7": 0}, 0.0))) == [
+        *range(8)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +390,9 @@ def test_the_trainer_reports_what_is_new_and_forgets_what_is_withdrawn(store, re
     report = trainer.step()
     assert (report["answers"], report["pairs"], report["people"]) == (24, 24, 2)
     assert 0 <= report["accuracy"]["low"] <= report["accuracy"]["value"] <= 1 and report["gold"] is None
-    assert trainer.step() is None
+    assert (report["weighting"], report["ask"]) == ("everybody alike", "random")
+    store.add_note("class_model", report)
+    assert trainer.step() is None  # its own note is no news
     head = trainer.head.clone()
     taken = store.answers("Ada")[0]
     store.withdraw(taken.id, "Ada")
@@ -339,6 +400,44 @@ def test_the_trainer_reports_what_is_new_and_forgets_what_is_withdrawn(store, re
     fresh = ClassTrainer(store, model, reward[1])
     fresh.step()
     assert not torch.allclose(trainer.head, head) and torch.allclose(trainer.head, fresh.head, atol=1e-8)
+
+
+def test_a_given_weighting_is_used_and_named(store, reward):
+    queue, model = Assignments(store), reward[0].eval()
+    queue.enqueue([question("q0", "yes", "no")], overlap=2)
+    for name, order in (("Ada", ("q00", "q01")), ("Ben", ("q01", "q00"))):
+        store.append(Ranking("q0", tuple((c,) for c in order), name))
+    heads = []
+    for say in ({"Ben": 0.0}, {"Ada": 0.0}, {}):
+        trainer = ClassTrainer(store, model, reward[1], weight_of=lambda answers, say=say: say)
+        assert trainer.step()["weighting"] == "as given"
+        heads.append(trainer.head)
+    assert torch.allclose(heads[0], -heads[1]) and heads[0].norm() > 0
+    assert torch.allclose(heads[2], torch.zeros_like(heads[2]), atol=1e-9)  # one each way
+
+
+@pytest.mark.parametrize("ask", ["disagreement", "information", "coverage"])
+def test_the_trainer_asks_first_what_it_is_least_sure_of_and_leaves_checks_in_place(store, reward, ask):
+    """Questions like the one that was answered often are of little use; those that ask something else come first."""
+    queue, model = Assignments(store), reward[0].eval()
+    known, open_ = ("on Monday", "go away"), ("in the attic", "yes")
+    names = ["k0", "k1", "c0", "k2", "k3", "o0", "c1", "o1"]
+    questions = [question(name, *(open_ if name[0] == "o" else known)) for name in names]
+    questions = [replace(each, prompt="When?") for each in questions]
+    seen = [replace(question(f"s{i}", *known), prompt="When?") for i in range(20)]
+    store.add_questions(seen)
+    store.append_all([Ranking(each.id, ((f"{each.id}0",), (f"{each.id}1",)), "Ada") for each in seen])
+    queue.enqueue(questions, expected={name: [(f"{name}0", f"{name}1")] for name in ("c0", "c1")})
+    assert ClassTrainer(store, model, reward[1], ask=ask).step()["ask"] == ask
+    order = [queue.next_question(f"person {i}").id for i in range(len(names))]
+    assert set(order[:2]) == {"o0", "o1"} and order[2] == "c0" and order[6] == "c1"
+    ClassTrainer(store, model, reward[1], ask="random").step()
+    assert len(queue.queued()) == 8 and all(each.taken == 1 for each in queue.queued())
+
+
+def test_a_way_to_ask_that_does_not_exist_is_refused(store, reward):
+    with pytest.raises(InputError, match="must be one of random, disagreement, information, coverage"):
+        ClassTrainer(store, reward[0], reward[1], ask="luck")
 
 
 def test_the_trainer_waits_for_a_database_that_is_away(monkeypatch):
@@ -361,7 +460,7 @@ def test_the_trainer_waits_for_a_database_that_is_away(monkeypatch):
     monkeypatch.setattr(class_trainer, "LOOK", 0.01)
     monkeypatch.setattr(class_trainer, "_run", lambda plan: None)
     monkeypatch.setattr(class_trainer, "FeedbackStore", lambda where: None)
-    monkeypatch.setattr(class_trainer, "make_trainer", lambda run, store: Trainer())
+    monkeypatch.setattr(class_trainer, "make_trainer", lambda run, store, ask: Trainer())
     class_trainer.work(Plan("out", "db"), stop, said.append)
     assert noted == [("class_model", {"answers": 1})] and len(said) == 2 and "cannot be reached" in said[0]
 

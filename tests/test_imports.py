@@ -26,7 +26,7 @@ LAYERS = [
     {"runs", "reward_from_pairs", "chat", "snapshots"},
     {"personal"},
     {"live", "class_questions", "class_trainer", "classroom_server", "classroom"},
-    {"cli", "cli_feedback"},
+    {"cli", "cli_feedback", "cli_classroom"},
 ]
 # What trains a model sees comparisons and nothing of the truth behind them.
 TRAINING = ["text", "models", "language", "sampling", "reward", "ppo"]
