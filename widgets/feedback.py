@@ -1,8 +1,9 @@
 """What the feedback widgets share: one question at a time, one atomic answer, saved before it is acknowledged.
 
-The protocol between Python and the page is the traits of `FeedbackWidget`. JavaScript holds the draft and sends each
-decision as one value of `answer`; Python checks it, hands it to `on_answer` (which stores it) and only then sets
-`acknowledged`, upon which the page says "Saved". Whatever fails is put into `error`, and the draft stays.
+The protocol between Python and the page is the traits of `FeedbackWidget`. JavaScript holds the draft and sends it when
+the keys rest, at the latest with the answer: no answer waits behind the messages of its own keys. Each decision comes
+as one value of `answer`; Python checks it, hands it to `on_answer` (which stores it) and only then sets `acknowledged`,
+upon which the page says "Saved". Whatever fails is put into `error`, and the draft stays.
 
 Callbacks run on whichever thread the kernel uses for messages, possibly while a worker thread calls `show`.
 No lock is held while a callback runs, so a callback may take locks of its own. Nothing here imports torch.
@@ -69,8 +70,8 @@ class FeedbackWidget(anywidget.AnyWidget):
     annotator      who answers
     total          how many questions there are, for "3 of 10"
     history        (question, answer) pairs answered earlier, oldest first: they count as done and can be undone
-    guidelines     what the person should judge by, shown beside the task: plain text (blank lines part paragraphs,
-                   "- " begins a bullet), or {"id": …, "text": …}; without an id, one is made from the text
+    guidelines     what the person should judge by, shown beside the task: text (blank lines part paragraphs, "- "
+                   begins a bullet, **words** stand out), or {"id": …, "text": …}; without an id, one is made from it
     shuffle        "random": in an order drawn from `seed` and the question's id; "fixed": as the question has them;
                    "mirrored": the reverse of "random", for asking a question again to measure position bias
 

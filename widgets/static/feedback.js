@@ -3,6 +3,8 @@
 // gets it back; a view only draws them. See feedback.py for the traits and who writes which.
 
 const PATIENCE_MS = 8000; // how long an answer may be on its way before the person is told
+const REST_MS = 150; // a draft is saved when the keys have rested so long …
+const UNSAVED_MS = 1000; // … and while they do not, this often
 
 /** An element with attributes, `on…` listeners and children. Strings become text, never HTML. */
 function h(tag, attributes = {}, ...children) {
@@ -62,6 +64,13 @@ function actionButton(action, run) {
 const canonical = (value) =>
   JSON.stringify(value, (_, v) => (v && typeof v === "object" && !Array.isArray(v) ? Object.fromEntries(Object.entries(v).sort()) : v));
 
+/** A line of guidelines as inert nodes; **words** stand out. */
+function emphasised(line) {
+  const fragment = document.createDocumentFragment();
+  line.split(/\*\*(?=\S)(.+?)(?<=\S)\*\*/).forEach((text, i) => fragment.append(i % 2 ? h("strong", {}, inert(text)) : inert(text)));
+  return fragment;
+}
+
 /** Guidelines as inert elements: blank lines part paragraphs, lines that begin with "- ", "* " or "•" are bullets. */
 function paragraphs(text) {
   const blocks = [];
@@ -70,8 +79,8 @@ function paragraphs(text) {
     const [, bullet] = line.match(/^\s*[-*•]\s+(.*)$/) ?? [];
     const kind = bullet !== undefined ? "UL" : line.trim() ? "P" : "";
     if (kind && block?.tagName !== kind) blocks.push((block = h(kind.toLowerCase(), { dir: "auto" })));
-    if (kind === "UL") block.append(h("li", {}, inert(bullet)));
-    if (kind === "P") block.append(block.firstChild ? "\n" : "", inert(line.trim()));
+    if (kind === "UL") block.append(h("li", {}, emphasised(bullet)));
+    if (kind === "P") block.append(block.firstChild ? "\n" : "", emphasised(line.trim()));
     if (!kind) block = undefined;
   }
   return blocks;
@@ -98,9 +107,8 @@ function feedbackView(model, host, kind) {
     get replies() { return this.shown.replies ?? []; },
     get open() { return Boolean(this.shown.id) && !this.pending; },
     get draft() {
-      const draft = model.get("draft");
-      const about = { question: this.shown.id, reply: this.shown.reply };
-      return { ...kind.blank(this), ...(draft.question === about.question && draft.reply === about.reply ? draft : about) };
+      const draft = [unsaved, model.get("draft")].find(isAboutShown);
+      return { ...kind.blank(this), ...(draft ?? { question: this.shown.id, reply: this.shown.reply }) };
     },
     get begun() { return Object.entries(kind.blank(this)).some(([field, value]) => canonical(this.draft[field]) !== canonical(value)); },
     get saving() { return isWaiting("answer", "acknowledged"); },
@@ -108,8 +116,11 @@ function feedbackView(model, host, kind) {
     get pending() { return this.saving || this.undoing; },
     setDraft(change) {
       if (!this.open) return;
-      model.set("draft", { since: Date.now(), ...this.draft, ...change });
-      model.save_changes();
+      unsaved = { since: Date.now(), ...this.draft, ...change };
+      unsavedSince ??= Date.now();
+      clearTimeout(saving);
+      saving = setTimeout(saveDraft, Math.min(REST_MS, Math.max(0, unsavedSince + UNSAVED_MS - Date.now())));
+      schedule();
     },
     submit(decision, status = kind.given) {
       if (!this.open) return;
@@ -118,6 +129,32 @@ function feedbackView(model, host, kind) {
       send({ question, ...(reply && { reply }), ...decision, status }, seconds);
     },
   };
+
+  // The draft is drawn at once but saved when the keys rest, or together with the answer: each key as a message of its
+  // own would stand in the kernel's queue before the answer.
+  let unsaved;
+  let unsavedSince;
+  let saving;
+  const isAboutShown = (draft) => draft?.question === view.shown.id && draft?.reply === view.shown.reply;
+
+  function forgetUnsaved() {
+    clearTimeout(saving);
+    unsaved = unsavedSince = undefined;
+  }
+
+  /** The draft as a change of the model: {draft} when some of it is not saved yet. */
+  function takeUnsaved() {
+    const change = isAboutShown(unsaved) ? { draft: unsaved } : {};
+    forgetUnsaved();
+    return change;
+  }
+
+  function saveDraft() {
+    const change = takeUnsaved();
+    if (!change.draft) return;
+    model.set(change);
+    model.save_changes();
+  }
 
   function isWaiting(request, reply) {
     const id = model.get(request).id;
@@ -129,12 +166,12 @@ function feedbackView(model, host, kind) {
     const { id, attempt, seconds: _, ...last } = model.get("answer");
     const same = id && id !== model.get("acknowledged").id && canonical(last) === canonical(decision);
     const sent = same ? { ...model.get("answer"), attempt: attempt + 1 } : { id: newId(), ...decision, seconds, attempt: 1 };
-    model.set({ answer: sent, error: "" });
+    model.set({ ...takeUnsaved(), answer: sent, error: "" });
     model.save_changes();
   }
 
   function undo() {
-    model.set({ undo: { id: newId() }, error: "" });
+    model.set({ ...takeUnsaved(), undo: { id: newId() }, error: "" });
     model.save_changes();
   }
 
@@ -182,7 +219,7 @@ function feedbackView(model, host, kind) {
   );
   const root = h(
     "div",
-    { class: `rlhf-feedback rlhf-${kind.name}`, role: "group", "aria-label": kind.title, tabindex: "0", "data-lm-suppress-shortcuts": "true", onkeydown, onpointerdown },
+    { class: `rlhf-feedback rlhf-${kind.name}`, role: "group", "aria-label": kind.title, tabindex: "0", "data-lm-suppress-shortcuts": "true", onkeydown, onpointerdown, onfocusout },
     h(
       "div", { class: "rlhf-header" },
       h("span", { class: "rlhf-title" }, kind.title),
@@ -195,7 +232,7 @@ function feedbackView(model, host, kind) {
         "div", { class: "rlhf-task" },
         asked, wait,
         h("div", { class: "rlhf-footer" }, group(false), group(true)),
-        h("div", { class: "rlhf-line" }, status, h("span", { class: "rlhf-focus-hint" }, "Click here or press Tab to use the keys")),
+        h("div", { class: "rlhf-line" }, status, h("span", { class: "rlhf-focus-hint" }, "Click or Tab here to use the keys")),
         alert,
       ),
       rules,
@@ -212,9 +249,14 @@ function feedbackView(model, host, kind) {
     if (!event.target.closest("button, textarea, [tabindex]:not(.rlhf-feedback)")) root.focus({ preventScroll: true });
   }
 
+  function onfocusout(event) {
+    if (!root.contains(event.relatedTarget)) saveDraft(); // before what was clicked instead does something with it
+  }
+
   // JupyterLab must not see the keys: `x` would cut the cell, Enter would edit it.
   function onkeydown(event) {
     event.stopPropagation();
+    if (event.altKey) saveDraft(); // the first half of a shortcut that leads away from here
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if ((event.ctrlKey || event.metaKey) && key === "s") event.preventDefault(); // the browser's "save page" dialog
     if (event.target.closest("textarea")) return kind.typed?.(view, event);
@@ -242,9 +284,13 @@ function feedbackView(model, host, kind) {
       prompt.replaceChildren(inert(text ?? ""));
       view.body.replaceChildren();
       if (id) kind.build(view);
-      if (id && !view.draft.since && !view.pending) view.setDraft({}); // first sight of it: the clock starts
+      if (id && !view.draft.since && view.open) { // first sight of it: the clock starts, for every view of it at once
+        model.set("draft", { ...view.draft, since: Date.now() });
+        model.save_changes();
+      }
     }
     asked.hidden = !id;
+    reachPrompt();
     wait.hidden = Boolean(id);
     wait.lastChild.textContent = model.get("wait_text");
     wait.firstChild.hidden = !model.get("wait_text").endsWith("…"); // the moving dots: something is on its way
@@ -299,7 +345,7 @@ function feedbackView(model, host, kind) {
   /** Whether the last answer is in the database and the next has not been begun. */
   function isSaved() {
     const { id } = model.get("acknowledged");
-    return Boolean(id) && id === model.get("answer").id && model.get("error") === "" && !view.begun;
+    return Boolean(id) && id === model.get("answer").id && model.get("error") === "" && !view.begun && !view.undoing;
   }
 
   // Several traits change in one message: draw once, after all of them.
@@ -315,17 +361,26 @@ function feedbackView(model, host, kind) {
   }
   const traits = ["shown", "draft", "answer", "acknowledged", "undo", "undone", "error", "progress", "wait_text", "can_undo", "guidelines", "guidelines_open"];
   for (const trait of traits) model.on(`change:${trait}`, schedule);
+  model.on("change:draft", forgetUnsaved); // another view, or Python, knows better
+  window.addEventListener("pagehide", saveDraft);
   const sizes = new ResizeObserver(() => {
     root.classList.toggle("rlhf-wide", root.clientWidth >= WIDE);
-    // What scrolls must be reachable by keyboard.
+    reachPrompt();
+  });
+  /** What scrolls must be reachable by keyboard. */
+  function reachPrompt() {
     if (prompt.scrollHeight > prompt.clientHeight + 1) prompt.setAttribute("tabindex", "0");
     else prompt.removeAttribute("tabindex");
-  });
+  }
   sizes.observe(root);
+  sizes.observe(prompt);
   host.append(root);
   draw();
   return () => {
+    saveDraft();
     alive = false;
+    window.removeEventListener("pagehide", saveDraft);
+    model.off("change:draft", forgetUnsaved);
     sizes.disconnect();
     clearTimeout(patience);
     kind.cleanup?.(view);

@@ -136,10 +136,14 @@ const ranking = {
     view.dropLine = h("div", { class: "rlhf-drop-line", "aria-hidden": "true" });
     view.dropLine.hidden = true;
     view.body.replaceChildren(view.list, view.dropLine);
+    view.placed = undefined;
   },
 
   update(view) {
     const { tiers, tie } = view.draft;
+    const asPlaced = canonical([tiers, tie]);
+    if (asPlaced === view.placed) return; // a card that is put in anew, where it was, would lose the pointer that drags it
+    view.placed = asPlaced;
     const placed = tiers.flat();
     const children = [];
     placed.forEach((n, i) => {
@@ -156,7 +160,7 @@ const ranking = {
   status(view) {
     const { tiers, tie } = view.draft;
     const placed = tiers.flat();
-    const said = tiers.map((tier, i) => `${ordinal(i + 1)}: ${tier.join(" = ")}`).join(", ");
+    const said = tiers.map((tier, i) => `${ordinal(i + 1)}: reply ${tier.join(" and ")}${tier.length > 1 ? " (tie)" : ""}`).join(", ");
     const left = view.replies.length - placed.length;
     if (!placed.length) return ranking.help;
     if (!left) return `${said}. Enter confirms.`;
