@@ -184,17 +184,9 @@ class Assignments:
         return None if held is None else self.store.question(held)
 
     def _held(self, connection: sa.Connection, annotator: str) -> str | None:
-        number, state = ASSIGNMENTS.c.number, ASSIGNMENTS.c.state
-        mine = sa.select(number).where(ASSIGNMENTS.c.annotator == annotator)
-        running = mine.where(state == "open", ASSIGNMENTS.c.expires > time.time())
-        withdrawn = sa.select(EVENTS.c.question_id).where(
-            EVENTS.c.annotator == annotator, EVENTS.c.withdraws.is_not(None)
-        )
-        taken_back = mine.where(state == "done", ASSIGNMENTS.c.question_id.in_(withdrawn))  # theirs to answer again
         # A few numbers first, then whether those are answered: in one statement PostgreSQL reads every event.
-        held = [*connection.scalars(running), *connection.scalars(taken_back)]
-        open_ = sa.select(ASSIGNMENTS.c.question_id).where(number.in_(held), ~_answered())
-        return connection.scalar(open_.order_by(number).limit(1)) if held else None
+        held = list(connection.scalars(_HELD, {"annotator": annotator, "now": time.time()}))
+        return connection.scalar(_FIRST_OPEN, {"numbers": held}) if held else None
 
     def _assign(self, connection: sa.Connection, annotator: str) -> str | None:
         self._settle(connection)
@@ -223,7 +215,7 @@ class Assignments:
         query = (
             sa.select(ASSIGNMENTS.c.number, ASSIGNMENTS.c.question_id)
             .join(QUEUE, QUEUE.c.question_id == ASSIGNMENTS.c.question_id)
-            .where(ASSIGNMENTS.c.annotator == annotator, ASSIGNMENTS.c.state == "expired", ~_answered())
+            .where(ASSIGNMENTS.c.annotator == annotator, ASSIGNMENTS.c.state == "expired", ~_ANSWERED)
             .where(QUEUE.c.taken < QUEUE.c.overlap)
         )
         row = connection.execute(query.order_by(QUEUE.c.priority.desc(), QUEUE.c.number).limit(1)).first()
@@ -237,7 +229,7 @@ class Assignments:
     def _settle(self, connection: sa.Connection) -> None:
         """Mark what was answered as done, and free the places that ran out."""
         is_open = ASSIGNMENTS.c.state == "open"
-        connection.execute(sa.update(ASSIGNMENTS).where(is_open, _answered()).values(state="done"))
+        connection.execute(sa.update(ASSIGNMENTS).where(is_open, _ANSWERED).values(state="done"))
         over = is_open & (ASSIGNMENTS.c.expires <= time.time())
         late = connection.execute(sa.select(ASSIGNMENTS.c.number, ASSIGNMENTS.c.question_id).where(over)).all()
         for number, question_id in late:
@@ -254,9 +246,9 @@ class Assignments:
                 sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(QUEUE.c.overlap), 0)).select_from(QUEUE)
             ).one()
             rows = sa.select(sa.func.count()).select_from(ASSIGNMENTS)
-            answered = connection.scalar(rows.where(_answered()))
+            answered = connection.scalar(rows.where(_ANSWERED))
             running = (ASSIGNMENTS.c.state == "open") & (ASSIGNMENTS.c.expires > time.time())
-            open_ = connection.scalar(rows.where(running, ~_answered()))
+            open_ = connection.scalar(rows.where(running, ~_ANSWERED))
         return QueueState(questions, int(places), answered, open_)
 
     def progress(self, annotator: str) -> Progress:
@@ -270,7 +262,7 @@ class Assignments:
         full = QUEUE.c.taken >= QUEUE.c.overlap
         waiting = (
             sa.select(ASSIGNMENTS.c.number)
-            .where(ASSIGNMENTS.c.question_id == QUEUE.c.question_id, ASSIGNMENTS.c.state == "open", ~_answered())
+            .where(ASSIGNMENTS.c.question_id == QUEUE.c.question_id, ASSIGNMENTS.c.state == "open", ~_ANSWERED)
             .exists()
         )
         with self.store.database.begin() as connection:
@@ -315,6 +307,27 @@ def _answered() -> sa.ColumnElement[bool]:
     theirs = (EVENTS.c.question_id == ASSIGNMENTS.c.question_id) & (EVENTS.c.annotator == ASSIGNMENTS.c.annotator)
     given = sa.select(EVENTS.c.seq).where(theirs, EVENTS.c.kind != "withdrawal", ~taken_back.exists())
     return given.exists()
+
+
+def _places_held() -> sa.CompoundSelect:
+    """Numbers of the places that a person may have open: running ones, and those whose answer they took back."""
+    theirs = sa.select(ASSIGNMENTS.c.number).where(ASSIGNMENTS.c.annotator == sa.bindparam("annotator"))
+    withdrawn = sa.select(EVENTS.c.question_id).where(
+        EVENTS.c.annotator == sa.bindparam("annotator"), EVENTS.c.withdraws.is_not(None)
+    )
+    running = theirs.where(ASSIGNMENTS.c.state == "open", ASSIGNMENTS.c.expires > sa.bindparam("now"))
+    return sa.union_all(running, theirs.where(ASSIGNMENTS.c.state == "done", ASSIGNMENTS.c.question_id.in_(withdrawn)))
+
+
+def _first_open() -> sa.Select:
+    """The question of the earliest of some places whose person has not answered it."""
+    of = ASSIGNMENTS.c.number.in_(sa.bindparam("numbers", expanding=True))
+    return sa.select(ASSIGNMENTS.c.question_id).where(of, ~_ANSWERED).order_by(ASSIGNMENTS.c.number).limit(1)
+
+
+# Made once: putting a statement together takes as long as the database takes to run it.
+_ANSWERED = _answered()
+_HELD, _FIRST_OPEN = _places_held(), _first_open()
 
 
 def _hash(key: str) -> str:
