@@ -3,8 +3,9 @@
 import ast
 from pathlib import Path
 
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
+
+from .axe import serious_violations
 
 TESTS = Path(__file__).resolve().parents[1]
 SETUP = f"""
@@ -224,14 +225,6 @@ def form_tab(notebook, name: str):
     return notebook.page.get_by_role("tab", name=name)
 
 
-def accessible(notebook, selector: str) -> list[str]:
-    """What axe-core finds seriously wrong inside `selector`."""
-    found = Axe().run(notebook.page, context=selector).response
-    assert found["passes"]  # it has looked at something
-    serious = [violation for violation in found["violations"] if violation["impact"] in ("serious", "critical")]
-    return [f"{v['id']}: {v['help']} {[node['html'][:120] for node in v['nodes'][:3]]}" for v in serious]
-
-
 def test_forms_are_switched_by_click_and_key_and_a_draft_survives(notebook):
     page = notebook.page
     notebook.run(
@@ -335,4 +328,4 @@ def test_axe_finds_nothing_serious_in_any_form_light_or_dark(notebook):
         for name in ("Rank", "Grade", "Chat"):
             form_tab(notebook, name).click()
             expect(form_tab(notebook, name)).to_have_attribute("aria-selected", "true")
-            assert accessible(notebook, ".rlhf-studio") == []
+            assert serious_violations(notebook.page, ".rlhf-studio") == []
