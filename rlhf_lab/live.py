@@ -96,7 +96,6 @@ class _Learn:
 
 @dataclass(frozen=True)
 class _Forget:
-    question: Question
     answer: Answer
 
 
@@ -164,7 +163,7 @@ class LiveLoop:
             replace(self.config.ppo, sampling=self._sampling),
             seed,
         )
-        self.ppo.pulse = lambda: self._attend(between_steps=False)
+        self.ppo.pulse = self._pulse
         self.history: list[LiveEvent] = []
         self._lock = threading.RLock()  # guards state, history, callbacks, labels and the steps wanted
         self._callbacks: list[Callable[[LiveEvent], None]] = []
@@ -325,10 +324,12 @@ class LiveLoop:
         question = self.store.question(answer.question_id)
         place = self.store.append(answer)
         with self._lock:
-            self._given.pop(key_of(answer), None)  # the newest stands last
+            replaced = self._given.pop(key_of(answer), None)  # the newest stands last
             self._given[key_of(answer)] = answer
         if answer.given and not self._ending:
             self._hand_over(_Learn(question, answer))
+        elif replaced is not None and replaced.given and not self._ending:
+            self._hand_over(_Forget(answer))  # who can't decide any more has taken the earlier decision back
         return place
 
     def undo(self) -> Question | None:
@@ -348,10 +349,11 @@ class LiveLoop:
         if answer is None:  # it had been replaced: nothing that counts has changed
             event = next(event for event in self.store.events() if event.id == answer_id)
             return self.store.question(event.question_id)
-        question = self.store.question(answer.question_id)
-        if answer.given and not self._ending:
-            self._hand_over(_Forget(question, answer))
-        return question
+        with self._lock:
+            back = self._given.get(key_of(answer))
+        if (answer.given or (back is not None and back.given)) and not self._ending:
+            self._hand_over(_Forget(answer))
+        return self.store.question(answer.question_id)
 
     def rollback(self, answer_id: str) -> int:
         """Goes back to just before an answer: withdraws it and all later ones of this person (as new events), and has
@@ -385,10 +387,11 @@ class LiveLoop:
                 busy = self._turn()
             except Exception as error:  # whatever it is, a person must see it; the loop waits for them
                 self._fail("the live loop's worker", error)
-                busy = False
+                busy = bool(self._inbox)  # what came behind is due all the same
             if not busy:
-                if not self._wake.is_set():
-                    self._idle.set()
+                with self._lock:
+                    if not self._wake.is_set():
+                        self._idle.set()
                 self._wake.wait()
         self._turn_away()
         self._snapshots.close()
@@ -405,8 +408,9 @@ class LiveLoop:
             self._steps_wanted -= single
         if single or self._state == "running":
             self._ppo_step()
-            if self._state == "running" and not self._inbox and not self._steps_wanted:
-                self._idle.set()
+            with self._lock:
+                if self._state == "running" and not self._inbox and not self._steps_wanted:
+                    self._idle.set()
             return True
         return bool(self._inbox)
 
@@ -416,7 +420,7 @@ class LiveLoop:
             match self._inbox.popleft():
                 case _Learn(question, answer):
                     self._learn(question, answer)
-                case _Forget(_, answer):
+                case _Forget(answer):
                     self._forget(answer)
                 case _Reply() as request:
                     self._write_reply(request)
@@ -424,6 +428,10 @@ class LiveLoop:
                     self._roll_back(answer_id, withdrawn)
         if between_steps and self._to_teach:
             self._teach()
+
+    def _pulse(self) -> None:
+        self._attend(between_steps=False)
+        self._changed = True  # the step goes on: the next label needs a snapshot of its own
 
     def _ppo_step(self) -> None:
         prompts = draw_prompts(self._prompts, self.config.ppo.batch_size, self.ppo.generator(salt=5))
@@ -436,6 +444,7 @@ class LiveLoop:
     def _write_question(self) -> None:
         """Writes a few questions and keeps the one whose answer is worth most (`LiveConfig.ask`)."""
         generator = step_generator(self.seed, self._written, salt=10)
+        self._written += 1  # now: after a failure the next attempt must not draw the same again
         prompts = draw_prompts(self._prompts, self.config.ask_among, generator)
         replies = [found for found in self._write_replies(prompts, generator) if len(found[1]) > 1]
         if not replies:
@@ -451,7 +460,6 @@ class LiveLoop:
         features = [self.reward.features(question) for question in waiting]
         question = waiting[next_questions(self.config.ask, self.taste, features, generator)[0]]
         self.store.add_question(question)
-        self._written += 1
         self._questions.put(question)
         self._say(QuestionsReady(self._questions.qsize(), self.ppo.steps_done))
 
@@ -491,14 +499,16 @@ class LiveLoop:
             request.question.set_exception(error)
 
     def _learn(self, question: Question, answer: Answer) -> None:
-        if self._changed:
-            self._now, self._changed = self._snapshots.take(self.ppo.steps_done, self.ppo.beta), False
-        self._before[answer.id] = self._now
+        self._before[answer.id] = self._now  # this one serves where a new one cannot be written
         self._say(replace(self.reward.learn(question, answer), labels=self.labels))
         if isinstance(answer, Correction) and self.config.correction_steps:
             self._to_teach.append(answer)
+        if self._changed:  # the reward model has learned; policy and critic are still as they were before the answer
+            self._now, self._changed = self._snapshots.take(self.ppo.steps_done, self.ppo.beta), False
+            self._before[answer.id] = self._now
 
     def _forget(self, answer: Answer) -> None:
+        self._to_teach = [due for due in self._to_teach if due.id != answer.id]
         with self._lock:  # withdrawing a second answer brings the first back
             back = self._given.get(key_of(answer))
         known = (self.store.question(back.question_id), back) if back is not None and back.given else None
@@ -546,8 +556,10 @@ class LiveLoop:
         used = self._snapshots.restore(self._before.get(answer_id, self._start))
         self.ppo.beta = used.beta
         self.ppo.optimizer.state.clear()  # its moments belong to the steps that were undone
-        self._now, self._changed, self._to_teach = used, False, []
-        self.reward.relearn(self._reread())
+        self._now, self._changed = used, False
+        given = self._reread()
+        self.reward.relearn(given)
+        self._to_teach = [due for due in self._to_teach if any(answer.id == due.id for _, answer in given)]
         while not self._questions.empty():  # written by the policy that is no more
             self._questions.get_nowait()
         self._say(RolledBack(self.ppo.steps_done, used.step, answer_id, withdrawn, self.labels))
@@ -607,8 +619,9 @@ class LiveLoop:
             raise InputError("this loop has ended; make a new one (run the cell again)")
 
     def _stir(self) -> None:
-        self._idle.clear()
-        self._wake.set()
+        with self._lock:  # the worker must not say that it is idle in between
+            self._idle.clear()
+            self._wake.set()
 
     def _fail(self, where: str, error: Exception) -> None:
         known = isinstance(error, InputError)

@@ -83,14 +83,12 @@ class PersonalReward:
         """Learns one answer, in place of an earlier one to the same question, and says what that did."""
         began = time.perf_counter()
         learned = self.read(question, answer)
-        agreement = _agreement(learned.evidence, self.taste.weight)
-        if agreement is not None:
-            self._agreements[answer.id] = agreement
         shown = self._shown(learned)
         before = [self.scores(entry.features) for entry in shown]
-        earlier = self._learned.pop(key_of(answer), None)
-        if earlier is not None:
-            self.taste.forget(earlier.answer.id)
+        self._unlearn(learned)
+        agreement = _agreement(learned.evidence, self.taste.weight)  # of a model that does not know the answer yet
+        if agreement is not None:
+            self._agreements[answer.id] = agreement
         self.taste.learn_all({answer.id: learned.evidence})
         self._learned[key_of(answer)] = learned
         return self._update(answer, agreement, shown, before, began)
@@ -98,21 +96,28 @@ class PersonalReward:
     def forget(self, answer: Answer, back: tuple[Question, Answer] | None = None) -> RewardUpdate | None:
         """Takes an answer back, as if it had never been given; `back` is the earlier one that is in force again.
 
-        None when it is not what was learned last of its question.
+        An `answer` that decides nothing takes back whatever was learned of its question. None when nothing changes,
+        for a later answer has taken its place.
         """
         began = time.perf_counter()
-        latest = self._learned.get(key_of(answer))
-        if latest is None or latest.answer.id != answer.id:
+        latest, again = self._learned.get(key_of(answer)), self.read(*back) if back is not None else None
+        told = latest or again
+        if told is None or (latest is not None and answer.given and latest.answer.id != answer.id):
             return None
-        shown = self._shown(latest)
+        shown = self._shown(told)
         before = [self.scores(entry.features) for entry in shown]
-        self._learned.pop(key_of(answer))
-        self.taste.forget(answer.id)
-        self._agreements.pop(answer.id, None)
-        if back is not None:
-            self._learned[key_of(answer)] = again = self.read(*back)
+        self._unlearn(told)
+        if again is not None:
+            self._learned[key_of(answer)] = again
             self.taste.learn_all({again.answer.id: again.evidence})
         return self._update(answer, None, shown, before, began)
+
+    def _unlearn(self, entry: Learned) -> None:
+        """Takes back what was learned of this entry's question, if anything was."""
+        earlier = self._learned.pop(key_of(entry.answer), None)
+        if earlier is not None:
+            self.taste.forget(earlier.answer.id)
+            self._agreements.pop(earlier.answer.id, None)
 
     def relearn(self, given: Iterable[tuple[Question, Answer]]) -> None:
         """Starts from the prior again and learns these answers at once."""
@@ -142,6 +147,10 @@ class PersonalReward:
             return Learned(shown, answer, features, pair_evidence(features, [(0, 1, False)]))
         features = self.features(question)
         pairs = pairs_of_tiers(tier_indices(question, answer))
+        if not pairs:  # a rating of a single reply compares it with nothing
+            nothing = features.new_zeros(0).double()
+            none = PairEvidence(features.new_zeros(0, features.shape[1]).double(), nothing, nothing, nothing)
+            return Learned(question, answer, features, none)
         margin = GRADE_MARGINS.get(getattr(answer, "grade", ""), 0.0)
         return Learned(question, answer, features, pair_evidence(features, pairs, margin))
 

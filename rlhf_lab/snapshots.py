@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from .errors import InputError
 
 
 @dataclass(frozen=True)
@@ -37,23 +40,37 @@ class Snapshots:
         self._number = 0
 
     def take(self, step: int, beta: float) -> Snapshot:
-        """Write the weights as they are now."""
+        """Write the weights as they are now; InputError, and nothing is kept, where the disk does not take them."""
         self._number += 1
         snapshot = Snapshot(step, beta, Path(self._folder.name) / f"{self._number}.safetensors")
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors()}, snapshot.file)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors()}
+        try:
+            save_file(weights, snapshot.file)
+        except (OSError, SafetensorError) as error:
+            snapshot.file.unlink(missing_ok=True)
+            raise InputError(
+                f"a snapshot to go back to cannot be written to {self._folder.name} ({error}); free some space there"
+            ) from None
         self._kept.append(snapshot)
         if len(self._kept) > self._limit:
             self._thin()
         return snapshot
 
     def restore(self, snapshot: Snapshot) -> Snapshot:
-        """Put the weights back, in place; returns the snapshot used: this one, or the last kept one before it."""
+        """Put the weights back, in place; returns the snapshot used: this one, or the last kept one before it.
+
+        Those taken after it go: they belong to what is given up, and must not stand in for one that was thinned out.
+        """
         place = self._kept.index(snapshot) if snapshot in self._kept else None
         used = snapshot if place is not None else [s for s in self._kept if s.step <= snapshot.step][-1]
         weights = load_file(used.file)
         with torch.no_grad():
             for name, tensor in self._tensors():
                 tensor.copy_(weights[name])
+        kept = self._kept.index(used) + 1
+        for gone in self._kept[kept:]:
+            gone.file.unlink(missing_ok=True)
+        self._kept = self._kept[:kept]
         return used
 
     def close(self) -> None:

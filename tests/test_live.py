@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from rlhf_lab.config import LiveConfig, PPOConfig, SamplingConfig
 from rlhf_lab.errors import InputError
 from rlhf_lab.live import LiveLoop
 from rlhf_lab.records import (
+    Candidate,
     Correction,
     LoopError,
     Question,
@@ -521,3 +523,109 @@ def test_all_answers_are_told_with_whether_they_stand(loop):
         (first.question_id, first.id, False),
         (second.question_id, second.id, True),
     ]
+
+
+@pytest.mark.parametrize("status", ["skipped", "undecided"])
+def test_who_cannot_decide_any_more_has_taken_the_earlier_decision_back(loop, status):
+    prior = loop.taste.weight.clone()
+    question = ask(loop)
+    loop.submit(answer(question))
+    assert loop.wait_idle()
+    learned = loop.taste.weight.clone()
+    loop.submit(answer(question, status=status))
+    assert loop.wait_idle() and loop.labels == 0
+    assert torch.allclose(loop.taste.weight, prior) and loop.taste.labels == 0
+    loop.undo()  # the earlier decision is in force again, here as in the store
+    assert loop.wait_idle() and loop.labels == 1
+    assert torch.allclose(loop.taste.weight, learned, atol=1e-6)
+
+
+def test_agreement_with_a_changed_answer_is_that_of_a_model_that_does_not_know_it(loop):
+    question = ask(loop)
+    for _ in range(2):
+        loop.submit(answer(question))
+        assert loop.wait_idle()
+    first, again = events(loop, RewardUpdate)
+    assert again.agreement == first.agreement and again.running_agreement == first.agreement
+
+
+def test_a_rating_of_one_reply_compares_nothing_and_harms_nothing(tmp_path):
+    question = Question("one", PROMPTS[0], (Candidate("a", "a reply"),))
+    rating = Rating("one", {"a": {"helpful": 4}}, "me")
+    first = make_loop(tmp_path / "live.db")
+    first.ask(question)
+    first.submit(rating)
+    assert first.wait_idle() and not events(first, LoopError)
+    second = make_loop(tmp_path / "live.db")
+    assert second.labels == 1
+    second.stop()
+
+
+def test_a_correction_that_is_taken_back_at_once_is_not_taught(loop, monkeypatch):
+    question = ask(loop)
+    corrected = Correction(question.id, question.candidates[0].id, "a quite different text", "me")
+    step, before = loop.ppo.step, []
+
+    def while_it_runs(prompts):
+        loop.submit(corrected)
+        loop.withdraw(corrected.id)
+        before.append(True)
+        return step(prompts)
+
+    monkeypatch.setattr(loop.ppo, "step", while_it_runs)
+    loop.step()
+    assert loop.wait_idle() and before
+    assert len(events(loop, RewardUpdate)) == 2 and not events(loop, Taught)
+
+
+def test_a_label_after_one_in_the_same_ppo_step_goes_back_to_its_own_moment(loop, monkeypatch):
+    first, second = answer(ask(loop)), answer(ask(loop))
+    step, now = loop.ppo.step, []
+
+    def while_it_runs(prompts):
+        loop.submit(first)
+        return step(prompts)
+
+    monkeypatch.setattr(loop.ppo, "step", while_it_runs)
+    loop.step()
+    assert loop.wait_idle()
+    now += [weight.clone() for weight in weights_of(loop)]
+    loop.submit(second)
+    assert loop.wait_idle()
+    monkeypatch.setattr(loop.ppo, "step", step)
+    loop.step()
+    assert loop.wait_idle() and not equal(weights_of(loop), now)
+    loop.rollback(second.id)
+    assert loop.wait_idle() and equal(weights_of(loop), now)
+
+
+def test_a_full_disk_costs_a_snapshot_and_not_the_label(loop, monkeypatch):
+    question = ask(loop)
+    loop.step()
+    assert loop.wait_idle()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rlhf_lab.snapshots.save_file", full)
+    loop.submit(answer(question))
+    assert loop.wait_idle()
+    assert loop.taste.labels == 1
+    assert "free some space" in events(loop, LoopError)[-1].message
+
+
+def test_what_came_behind_a_failure_is_done_all_the_same(loop, monkeypatch):
+    first, second = ask(loop), ask(loop)
+    learn, held = loop.reward.learn, threading.Event()
+
+    def failing_once(question, given):
+        monkeypatch.setattr(loop.reward, "learn", learn)
+        held.wait(30)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(loop.reward, "learn", failing_once)
+    loop.submit(answer(first))
+    loop.submit(answer(second))
+    held.set()
+    assert loop.wait_idle()
+    assert loop.taste.labels == 1 and len(events(loop, LoopError)) == 1

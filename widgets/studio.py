@@ -495,6 +495,8 @@ class Studio(ipywidgets.VBox):
     def _take_update(self, update: RewardUpdate) -> None:
         """The reward model has learned a label, or unlearned one that it knew."""
         label = self.history.get(update.ranking_id)
+        if label is not None and not label.answer.given:
+            return self._pend(0)  # "can't decide" in place of a decision, or that taken back: no label of its own
         number = label.number if label else update.labels
         unlearned = label is not None and label.learned
         if update.effects:
