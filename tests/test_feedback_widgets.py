@@ -115,6 +115,34 @@ def test_when_storing_fails_the_person_is_told_nothing_is_acknowledged_and_a_ret
     assert widget.error == "" and widget.acknowledged == {"id": "a1", "seq": 3}
 
 
+def test_a_draft_that_comes_with_the_answer_is_kept_if_that_fails_and_gone_once_it_is_saved():
+    results = iter([InputError("the disk is full"), 3])
+
+    def on_answer(ranking):
+        result = next(results)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    widget = RankingWidget(question(), on_answer, next_question=lambda: question("q2"))
+    order = [[1], [2], [3], [4]]
+    answer = {"id": "a1", "question": "q1", "order": order, "status": "ranked", "seconds": 1.0, "attempt": 1}
+    draft = {"question": "q1", "since": 5, "tiers": order[:3]}
+    widget.set_state({"draft": draft, "answer": answer, "error": ""})
+    assert widget.error == "Not saved: the disk is full" and widget.draft == draft
+    widget.set_state({"draft": draft, "answer": answer | {"attempt": 2}, "error": ""})
+    assert widget.error == "" and widget.question.id == "q2" and widget.draft == {}
+
+
+def test_a_draft_that_comes_with_an_undo_is_there_again_when_its_question_is(store):
+    widget = RankingWidget.for_store([question("q1"), question("q2")], store)
+    send(widget, [[1], [2], [3], [4]])
+    widget.set_state({"draft": {"question": "q2", "tiers": [[3]]}, "undo": {"id": "u1"}, "error": ""})
+    assert widget.question.id == "q1"
+    send(widget, [[1], [2], [3], [4]], answer_id="a2")
+    assert widget.question.id == "q2" and widget.draft == {"question": "q2", "tiers": [[3]]}
+
+
 def test_an_answer_sent_again_is_acknowledged_again_and_stored_once(store):
     widget = RankingWidget.for_store([question("q1"), question("q2")], store)
     send(widget, [[1], [2], [3], [4]])
