@@ -636,6 +636,19 @@ def test_a_label_is_changed_in_its_form_and_the_new_one_takes_its_place(open_stu
     assert page[1]["state"] == ""  # it counts again
 
 
+def test_who_cannot_decide_any_more_leaves_no_label_and_the_old_one_is_said_to_be_replaced(open_studio):
+    loop, studio = labelled(open_studio, 1)
+    page = HistoryPage(studio)
+    act(studio, "change", "a1")
+    rank(studio, "a2", order=[], status="undecided")
+    loop.emit(update(0, "a2", agreement=None, running_agreement=None))  # the reward model unlearns the first
+    assert page[1]["state"] == "replaced: can't decide" and page[0]["decision"] == "can't decide"
+    assert page[0]["effect"] == "" and [mark.id for mark in studio.curves.marks] == ["a1"]
+    act(studio, "withdraw", "a2")
+    loop.emit(update(1, "a2", agreement=None))  # and learns it again
+    assert page[1]["state"] == "" and [mark.id for mark in studio.curves.marks] == ["a1"]
+
+
 def test_rolling_back_withdraws_this_label_and_all_later_ones_and_the_curves_show_where(open_studio):
     loop, studio = labelled(open_studio, 4)
     loop.emit(make_stats(9, reward=0.9))

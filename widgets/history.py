@@ -204,7 +204,7 @@ class HistoryWidget(anywidget.AnyWidget):
         standing = [label for label in labels if not label.taken_back]
         for label in labels:
             place = self._place[label.answer.id]
-            state = f"replaced by label {standing[-1].number}" if label in standing[:-1] else label.taken_back
+            state = replaced_words(standing[-1]) if label in standing[:-1] else label.taken_back
             row = self._row(label, state)
             if row != self._rows[place]:
                 self._rows[place] = row
@@ -238,6 +238,11 @@ class HistoryWidget(anywidget.AnyWidget):
                 self.send({"type": "rows", "count": len(self._rows), "rows": list(enumerate(self._rows))})
         elif content.get("action") in ("withdraw", "change", "rollback") and content.get("id") in self._labels:
             self._on_action(content["action"], content["id"])
+
+
+def replaced_words(by: Label) -> str:
+    """What became of a label that a later answer replaced."""
+    return f"replaced by label {by.number}" if by.number else f"replaced: {decision(by.question, by.answer)}"
 
 
 def rollback_row(event: RolledBack, span: tuple[int, int] | None) -> dict[str, Any]:

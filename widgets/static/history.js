@@ -91,8 +91,8 @@ function render({ model, el }) {
   function draw() {
     if (root.open !== model.get("opened")) root.open = model.get("opened");
     const labels = rows.filter((row) => row.id && row.number);
-    const standing = labels.filter((row) => !row.gone).length;
-    count.textContent = labels.length ? `${standing} label${standing === 1 ? "" : "s"} count${standing === 1 ? "s" : ""}${labels.length > standing ? `, ${labels.length - standing} taken back` : ""}` : "every label you give appears here";
+    const standing = labels.filter((row) => !row.state).length; // neither taken back nor replaced
+    count.textContent = labels.length ? `${standing} label${standing === 1 ? "" : "s"} count${standing === 1 ? "s" : ""}${labels.length > standing ? `, ${labels.length - standing} taken back or replaced` : ""}` : "every label you give appears here";
     hint.hidden = !rows.length;
     if (!root.open) return;
     const shown = rows.map((row, place) => [row, place]).slice(-limit).reverse();
