@@ -520,10 +520,14 @@ def benjamini_hochberg(p: Sequence[float]) -> list[float]:
 
 
 def binomial_tail(k: int, n: int, p: float) -> float:
-    """P(X ≥ k) of n trials that each succeed with probability p, exactly."""
+    """P(X ≥ k) of n trials that each succeed with probability p, summed in full; n may be large."""
     if not 0 <= k <= n or not 0 <= p <= 1:
         raise InputError(f"{k} of {n} with probability {p}: 0 ≤ k ≤ n and 0 ≤ p ≤ 1 are wanted")
-    return min(1.0, math.fsum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1)))
+    if p in (0.0, 1.0):
+        return float(k == 0 or p == 1.0)
+    log_p, log_q, log_n = math.log(p), math.log1p(-p), math.lgamma(n + 1)  # n over i does not fit into a float for long
+    logs = (log_n - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * log_p + (n - i) * log_q for i in range(k, n + 1))
+    return min(1.0, math.fsum(map(math.exp, logs)))
 
 
 def _unequal_tail(k: int, chances: Sequence[float]) -> float:

@@ -129,6 +129,9 @@ def test_a_pause_holds_and_an_error_is_said_and_goes_away(store, dashboard, monk
     dashboard.refresh()
     assert dashboard.parts["overview"].data["error"] == "the database sleeps"
     assert dashboard.parts["overview"].data["answers"] == 96  # what was known stays
+    monkeypatch.setattr(store, "events", lambda *_: 1 / 0)  # not foreseen: the page must not just stand still
+    dashboard.refresh()
+    assert "ZeroDivisionError" in dashboard.parts["overview"].data["error"]
     monkeypatch.undo()
     dashboard.refresh()
     assert dashboard.parts["overview"].data["error"] == ""

@@ -308,3 +308,9 @@ def test_binomial_tail_by_hand():
     assert binomial_tail(9, 10, 0.5) == pytest.approx(11 / 1024)
     with pytest.raises(InputError, match="3 of 2"):
         binomial_tail(3, 2, 0.5)
+
+
+def test_binomial_tail_of_more_labels_than_a_float_has_room_for():
+    stats = pytest.importorskip("scipy.stats")
+    for k, n, p in ((560, 1100, 0.5), (5200, 10_000, 0.5), (30, 3000, 0.01), (0, 2000, 0.3), (1, 5, 0.0), (5, 5, 1.0)):
+        assert binomial_tail(k, n, p) == pytest.approx(stats.binom.sf(k - 1, n, p), rel=1e-9)

@@ -101,6 +101,8 @@ class Dashboard(ipywidgets.VBox):
             error = ""
         except InputError as problem:
             error = str(problem)
+        except Exception as problem:  # it runs on a thread, where nobody would see it: the page would just stand still
+            error = f"{type(problem).__name__}: {problem}"
         with self._lock:
             self._error = error
             self._show()
