@@ -144,7 +144,8 @@ class PageHandler(TornadoVoilaHandler):
         if user is None:
             return self._say(403, WRONG_KEY if key or stored else NO_KEY)
         if key:
-            options = {"httponly": True, "samesite": "Strict", "path": self.base_url, "expires_days": COOKIE_DAYS}
+            # Lax, not Strict: a link in a mail or a course page leads here, and a strict cookie misses the redirect
+            options = {"httponly": True, "samesite": "Lax", "path": self.base_url, "expires_days": COOKIE_DAYS}
             self.set_secure_cookie(cookie, key, **options)
             return self.redirect(url_path_join(self.base_url, self.door.path))
         self.current_user = user

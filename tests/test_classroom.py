@@ -548,6 +548,10 @@ def test_a_page_runs_no_code_for_its_visitor_and_its_kernel_is_small(running, tm
     [kernel] = re.findall(r'"kernelId": "([0-9a-f-]+)"', page)
     base = running.links["Ada"].partition("/label")[0]
     assert running.get(f"{base}/api/kernels/{kernel}")[0] != 200  # without a cookie
+    kept = [cookie for cookie in jar if cookie.name.startswith("rlhf-lab-")]
+    assert all(cookie.has_nonstandard_attr("HttpOnly") for cookie in kept)
+    # after the redirect of a link in a mail or a course page a browser must send it still: "Strict" forbids that
+    assert [cookie.get_nonstandard_attr("SameSite") for cookie in kept] == ["Lax"]
     asyncio.run(try_to_execute(f"{base.replace('http', 'ws')}/api/kernels/{kernel}/channels", jar, tmp_path / "proof"))
     assert not (tmp_path / "proof").exists()
     if sys.platform == "linux":
