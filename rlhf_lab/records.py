@@ -133,7 +133,7 @@ class _Answer:
         if self.question_id != question.id:
             raise InputError(f"{self.kind} {self.id!r} answers question {self.question_id!r}, not {question.id!r}")
         ids = set(question.texts)
-        if self.displayed and set(self.displayed) != ids:
+        if self.displayed and (set(self.displayed) != ids or len(self.displayed) != len(ids)):
             raise InputError(
                 f"{self.kind} {self.id!r} was displayed as {list(self.displayed)}, not the replies of its question"
             )

@@ -93,6 +93,7 @@ def test_what_is_no_record_is_refused(make, reason):
         (ranking((("a",), ("b", "c", "d", "e"))), "'e'"),
         (ranking((("a", "b", "c", "d"),), question_id="other"), "'other', not 'q'"),
         (ranking((("a", "b", "c", "d"),), displayed=("a", "b")), "was displayed as"),
+        (ranking((("a", "b", "c", "d"),), displayed=("a", "b", "c", "d", "a")), "was displayed as"),
     ],
 )
 def test_a_ranking_that_does_not_fit_its_question_is_refused(wrong, reason):

@@ -115,7 +115,8 @@ def import_into(store: FeedbackStore, feedback: Feedback) -> int:
     """
     before = store.last_seq
     store.append_all(feedback.answers, feedback.questions, [w.answer_id for w in feedback.withdrawals])
-    return len(store.events(since_seq=before))
+    given, gone = {answer.id for answer in feedback.answers}, {w.answer_id for w in feedback.withdrawals}
+    return sum(event.id in given or event.withdraws in gone for event in store.events(since_seq=before))
 
 
 def in_force(feedback: Feedback) -> Feedback:
