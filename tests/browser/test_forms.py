@@ -173,7 +173,7 @@ def test_screen_readers_hear_what_stands_there_and_axe_finds_nothing_serious(for
     radios = forms["rating"].get_by_role("radiogroup", name="Reply 1, helpful: Does it help?")
     expect(radios.get_by_role("radio", name="5, completely")).to_have_attribute("aria-checked", "true")
     expect(forms["ranking"].get_by_role("button", name="Reply 1, ranked 1st, tied: The first reply")).to_have_count(1)
-    expect(forms["ranking"].get_by_role("status")).to_contain_text("1st: reply 2 and 1 (tie)")
+    expect(forms["ranking"].get_by_role("status")).to_contain_text("1st: replies 2 and 1 (tie)")
     for dark in (False, True):
         forms.notebook.dark(dark)
         assert serious_violations(forms.page, ".rlhf-feedback") == []

@@ -160,7 +160,7 @@ const ranking = {
   status(view) {
     const { tiers, tie } = view.draft;
     const placed = tiers.flat();
-    const said = tiers.map((tier, i) => `${ordinal(i + 1)}: reply ${tier.join(" and ")}${tier.length > 1 ? " (tie)" : ""}`).join(", ");
+    const said = tiers.map((tier, i) => `${ordinal(i + 1)}: ${tier.length > 1 ? `replies ${tier.join(" and ")} (tie)` : `reply ${tier[0]}`}`).join(", ");
     const left = view.replies.length - placed.length;
     if (!placed.length) return ranking.help;
     if (!left) return `${said}. Enter confirms.`;
