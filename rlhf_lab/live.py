@@ -34,6 +34,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -560,8 +561,11 @@ class LiveLoop:
         given = self._reread()
         self.reward.relearn(given)
         self._to_teach = [due for due in self._to_teach if any(answer.id == due.id for _, answer in given)]
-        while not self._questions.empty():  # written by the policy that is no more
-            self._questions.get_nowait()
+        with suppress(
+            queue.Empty
+        ):  # they were written by the policy that is no more; the screen may take one meanwhile
+            while True:
+                self._questions.get_nowait()
         self._say(RolledBack(self.ppo.steps_done, used.step, answer_id, withdrawn, self.labels))
 
     def _win_rate(self, step: int) -> WinRate:

@@ -17,6 +17,8 @@ from torch import nn
 
 from .errors import InputError
 
+ROOM = 2 * 10**9  # bytes on the disk that the snapshots of one loop may take
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -30,11 +32,14 @@ class Snapshot:
 class Snapshots:
     """Up to `limit` snapshots of `modules`; when there are more, every second of the older ones goes.
 
-    About the size of the modules each on the disk: 6 MB for the lab's policy and critic.
+    About the size of the modules each on the disk: 6 MB for the lab's policy and critic. Of larger modules only as many
+    are kept as `ROOM` holds, but four at least.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], limit: int) -> None:
-        self._modules, self._limit = dict(modules), limit
+        self._modules = dict(modules)
+        size = sum(tensor.numel() * tensor.element_size() for _, tensor in self._tensors())
+        self._limit = min(limit, max(4, ROOM // max(size, 1)))
         self._folder = tempfile.TemporaryDirectory(prefix="rlhf-lab-snapshots-")
         self._kept: list[Snapshot] = []
         self._number = 0

@@ -29,6 +29,7 @@ from rlhf_lab.records import (
     Vote,
     WinRate,
 )
+from rlhf_lab.snapshots import Snapshots
 from rlhf_lab.store import FeedbackStore
 
 SAMPLING = SamplingConfig(temperature=1.0, max_new_tokens=8)
@@ -629,3 +630,17 @@ def test_what_came_behind_a_failure_is_done_all_the_same(loop, monkeypatch):
     held.set()
     assert loop.wait_idle()
     assert loop.taste.labels == 1 and len(events(loop, LoopError)) == 1
+
+
+def test_snapshots_of_large_models_are_few_and_those_of_a_way_given_up_go(monkeypatch):
+    module = torch.nn.Linear(10, 10, bias=False)
+    monkeypatch.setattr("rlhf_lab.snapshots.ROOM", 5 * 400)
+    kept = Snapshots({"m": module}, limit=200)
+    taken = []
+    for step in range(8):
+        torch.nn.init.constant_(module.weight, step)
+        taken.append(kept.take(step, 0.1))
+    assert sum(each.file.exists() for each in taken) <= 5 and taken[0].file.exists()
+    assert kept.restore(taken[6]) is taken[6] and not taken[7].file.exists()
+    assert kept.restore(taken[7]) is taken[6] and module.weight[0, 0] == 6  # what was given up does not come back
+    kept.close()
