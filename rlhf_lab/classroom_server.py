@@ -14,6 +14,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -114,7 +115,7 @@ class ClassIdentity(IdentityProvider):
         return user
 
     def cookie_of(self, door: Door, handler: tornado.web.RequestHandler) -> str:
-        port = handler.request.host.rpartition(":")[2]
+        port = re.sub(r"[^\w.-]", "", handler.request.host.rpartition(":")[2], flags=re.ASCII)  # "[::1]" has none
         return f"rlhf-lab-{door.path}-{port}"
 
     def get_handlers(self) -> list:

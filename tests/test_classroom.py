@@ -18,7 +18,9 @@ import urllib.error
 import urllib.request
 from dataclasses import replace
 from http.cookiejar import CookieJar
+from http.cookies import SimpleCookie
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -610,3 +612,12 @@ def test_ctrl_c_ends_everything_and_the_same_command_goes_on(running, quick_run)
             assert len(store) == labels
     finally:
         assert again.stop() == 130
+
+
+@pytest.mark.parametrize("host", ["[::1]", "[::1]:8866", "class.school.org", 'a;b=c "é'])
+def test_a_cookie_has_a_name_that_can_be_sent_whatever_the_address(host):
+    pytest.importorskip("voila")
+    from rlhf_lab.classroom_server import STUDENT, ClassIdentity
+
+    name = ClassIdentity.cookie_of(None, STUDENT, SimpleNamespace(request=SimpleNamespace(host=host)))
+    SimpleCookie()[name] = "key"  # raises CookieError for a name that no header can hold
