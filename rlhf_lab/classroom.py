@@ -99,9 +99,13 @@ def read_students(text: str) -> tuple[str, ...]:
 def hand_out_keys(queue: Assignments, students: Sequence[str], path: Path) -> dict[str, str]:
     """Everybody's key by name, the teacher's under `TEACHER`: those of `path` that still hold, new ones for the rest.
 
-    Only hashes are in the database, so a class whose links.csv is gone gets new keys, and the old links end.
+    Only hashes are in the database, so a class whose links.csv is gone gets new keys, and all old links end, those of
+    students who are no longer on the list too.
     """
     earlier, keys = _earlier_keys(path), {}
+    if not earlier:
+        for gone in set(queue.people()) - set(students):
+            queue.enrol(gone)  # a key that nobody has
     for name in students:
         known = earlier.get(name, "")
         keys[name] = known if known and _opens(queue, known) == name else queue.enrol(name)
@@ -136,7 +140,8 @@ def links_of(keys: dict[str, str], host: str, port: int) -> dict[str, str]:
 def write_links(path: Path, links: dict[str, str]) -> None:
     """links.csv, which only its owner may read: whoever has a link is that person."""
     temporary = path.with_suffix(".new")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8", newline="") as f:
+    temporary.unlink(missing_ok=True)  # one that is there already would keep its own permissions
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8", newline="") as f:
         csv.writer(f).writerows([("name", "link"), *links.items()])
     os.replace(temporary, path)
 

@@ -110,6 +110,8 @@ def test_links_stay_the_same_while_links_csv_is_there(store, tmp_path):
     assert fresh["Ada"] != keys["Ada"] and queue.who(fresh["Ada"]) == "Ada"
     with pytest.raises(InputError, match="ask your teacher"):
         queue.who(keys["Ada"])
+    with pytest.raises(InputError, match="ask your teacher"):
+        queue.who(keys["Ben"])  # no longer on the list
     assert queue.is_teacher(fresh[TEACHER]) and not queue.is_teacher(keys[TEACHER])
     assert not queue.is_teacher(fresh["Ada"]) and queue.people() == ["Ada", "Ben", "Cleo"]
 
