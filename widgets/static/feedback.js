@@ -108,7 +108,7 @@ function feedbackView(model, host, kind) {
     get open() { return Boolean(this.shown.id) && !this.pending; },
     get draft() {
       const draft = [unsaved, model.get("draft")].find(isAboutShown);
-      return { ...kind.blank(this), ...(draft ?? { question: this.shown.id, reply: this.shown.reply }) };
+      return { ...kind.blank(this), ...(draft ?? about(this.shown)) };
     },
     get begun() { return Object.entries(kind.blank(this)).some(([field, value]) => canonical(this.draft[field]) !== canonical(value)); },
     get saving() { return isWaiting("answer", "acknowledged"); },
@@ -130,6 +130,11 @@ function feedbackView(model, host, kind) {
     },
   };
 
+  /** What a draft is about. No `undefined`: the kernel's echo of a message has none and would look like another draft. */
+  function about({ id: question, reply }) {
+    return reply === undefined ? { question } : { question, reply };
+  }
+
   // The draft is drawn at once but saved when the keys rest, or together with the answer: each key as a message of its
   // own would stand in the kernel's queue before the answer.
   let unsaved;
@@ -140,6 +145,11 @@ function feedbackView(model, host, kind) {
   function forgetUnsaved() {
     clearTimeout(saving);
     unsaved = unsavedSince = undefined;
+  }
+
+  /** Another view, or Python, knows better; the echo of our own message, late on a busy machine, does not. */
+  function onDraft() {
+    if (canonical(model.get("draft")) !== canonical(model.previous("draft"))) forgetUnsaved();
   }
 
   /** The draft as a change of the model: {draft} when some of it is not saved yet. */
@@ -361,7 +371,7 @@ function feedbackView(model, host, kind) {
   }
   const traits = ["shown", "draft", "answer", "acknowledged", "undo", "undone", "error", "progress", "wait_text", "can_undo", "guidelines", "guidelines_open"];
   for (const trait of traits) model.on(`change:${trait}`, schedule);
-  model.on("change:draft", forgetUnsaved); // another view, or Python, knows better
+  model.on("change:draft", onDraft);
   window.addEventListener("pagehide", saveDraft);
   const sizes = new ResizeObserver(() => {
     root.classList.toggle("rlhf-wide", root.clientWidth >= WIDE);
@@ -380,7 +390,7 @@ function feedbackView(model, host, kind) {
     saveDraft();
     alive = false;
     window.removeEventListener("pagehide", saveDraft);
-    model.off("change:draft", forgetUnsaved);
+    model.off("change:draft", onDraft);
     sizes.disconnect();
     clearTimeout(patience);
     kind.cleanup?.(view);
