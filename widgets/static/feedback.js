@@ -148,8 +148,11 @@ function feedbackView(model, host, kind) {
   }
 
   /** Another view, or Python, knows better; the echo of our own message, late on a busy machine, does not. */
+  let known = canonical(model.get("draft"));
   function onDraft() {
-    if (canonical(model.get("draft")) !== canonical(model.previous("draft"))) forgetUnsaved();
+    const draft = canonical(model.get("draft"));
+    if (draft !== known) forgetUnsaved();
+    known = draft;
   }
 
   /** The draft as a change of the model: {draft} when some of it is not saved yet. */
