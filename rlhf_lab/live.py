@@ -47,7 +47,7 @@ from .config import LanguageConfig, LiveConfig, SamplingConfig
 from .errors import InputError
 from .evaluation import win_rate
 from .language import Batch, language_loss, step_generator, train_language
-from .models import Critic, fingerprint, frozen_copy
+from .models import Critic, frozen_copy
 from .personal import Key, PersonalReward, Prior, key_of, population_prior
 from .ppo import PPO, draw_prompts
 from .records import (
@@ -151,7 +151,7 @@ class LiveLoop:
         self._prompts, self._aside = _split(prompts, self.config.win_rate_prompts, seed)
         self._sampling = sampling or self.config.ppo.sampling
         self._hot = replace(self._sampling, temperature=self.config.question_temperature)
-        self._started_from = fingerprint(self.reference)
+        self._sft_made_with = made_with_of(self.reference, self._hot)  # its weights stay: hashed once
         self.reward = PersonalReward(
             frozen_copy(reward_model), tokenizer, prior, self._anchor(reward_model), self.config
         )
@@ -450,8 +450,7 @@ class LiveLoop:
         replies = [found for found in self._write_replies(prompts, generator) if len(found[1]) > 1]
         if not replies:
             raise InputError(f"the policy gives one and the same reply to {prompts[0]!r}; raise question_temperature")
-        made_with = {"sft": made_with_of(self.reference, self._hot)}
-        made_with[self._policy_name] = made_with_of(self.policy, self._hot)
+        made_with = {"sft": self._sft_made_with, self._policy_name: made_with_of(self.policy, self._hot)}
         waiting = [
             Question(
                 new_id(), prompt, tuple(Candidate(new_id(), text, by, made_with[by]) for text, by in found.items())
@@ -561,10 +560,8 @@ class LiveLoop:
         given = self._reread()
         self.reward.relearn(given)
         self._to_teach = [due for due in self._to_teach if any(answer.id == due.id for _, answer in given)]
-        with suppress(
-            queue.Empty
-        ):  # they were written by the policy that is no more; the screen may take one meanwhile
-            while True:
+        with suppress(queue.Empty):  # the screen may take one meanwhile
+            while True:  # they were written by the policy that is no more
                 self._questions.get_nowait()
         self._say(RolledBack(self.ppo.steps_done, used.step, answer_id, withdrawn, self.labels))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -18,13 +19,13 @@ from .annotators import SimulatedAnnotator, population
 from .config import LiveConfig
 from .records import Answer, Candidate, Correction, Effect, Question, RewardUpdate, Vote, order_of
 from .reward import (
-    GRADE_MARGINS,
     PairEvidence,
     TasteModel,
     features_of,
     fit_head,
     pair_evidence,
     pairs_of_tiers,
+    stated_order,
     taste_prior,
     tier_indices,
 )
@@ -139,20 +140,12 @@ class PersonalReward:
             average = self.anchor.mean(0, keepdim=True)
             pair = (0, 1, False) if answer.up else (1, 0, False)
             return Learned(shown, answer, features, pair_evidence(torch.cat([features, average]), [pair]))
+        *_, tiers, margin = stated_order(question, answer)
         if isinstance(answer, Correction):
-            (original,) = (c for c in question.candidates if c.id == answer.candidate)
-            better = Candidate(answer.id, answer.text, "you")
-            shown = Question(question.id, question.prompt, (better, original))
-            features = self.features(shown)
-            return Learned(shown, answer, features, pair_evidence(features, [(0, 1, False)]))
+            original = next(c for c in question.candidates if c.id == answer.candidate)
+            question = replace(question, candidates=(Candidate(answer.id, answer.text, "you"), original))
         features = self.features(question)
-        pairs = pairs_of_tiers(tier_indices(question, answer))
-        if not pairs:  # a rating of a single reply compares it with nothing
-            nothing = features.new_zeros(0).double()
-            none = PairEvidence(features.new_zeros(0, features.shape[1]).double(), nothing, nothing, nothing)
-            return Learned(question, answer, features, none)
-        margin = GRADE_MARGINS.get(getattr(answer, "grade", ""), 0.0)
-        return Learned(question, answer, features, pair_evidence(features, pairs, margin))
+        return Learned(question, answer, features, pair_evidence(features, pairs_of_tiers(tiers), margin))
 
     def _shown(self, learned: Learned) -> list[Learned]:
         """This answer and the last few before it: those whose change of scores is told."""

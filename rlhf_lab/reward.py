@@ -445,7 +445,7 @@ def pair_evidence(
     features: torch.Tensor, pairs: Sequence[tuple[int, int, bool]], margin: float = 0.0, count: float = 1.0
 ) -> PairEvidence:
     """What one answer says: from features (k, d) of its replies and pairs (better, worse, tie) of their places."""
-    better, worse, tie = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    better, worse, tie = torch.tensor(pairs, dtype=torch.long).reshape(-1, 3).unbind(1)  # no pair: nothing said
     differences = features.double()[better] - features.double()[worse]
     strict = (~tie.bool()).double()
     return PairEvidence(differences, (1 + strict) / 2, margin * strict, torch.full_like(strict, count))
