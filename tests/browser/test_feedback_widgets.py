@@ -362,11 +362,12 @@ def test_killing_the_kernel_while_labelling_loses_no_acknowledged_label(labellin
     page, acknowledged = labelling.page, 0
     for _ in range(3):
         labelling.root.wait_for()
-        expect(labelling.root.locator(".rlhf-progress-text")).to_have_text(f"{len(labelling.rankings()) + 1} of 200")
+        stored, place = len(labelling.rankings()), labelling.root.locator(".rlhf-progress-text")
+        expect(place).to_have_text(f"{stored + 1} of 200")
         labelling.focus()
         page.keyboard.type("123")
         page.keyboard.press("Enter")  # one label is acknowledged in every round, however slow the machine
-        expect(labelling.root.locator(".rlhf-progress-text")).to_have_text(f"{len(labelling.rankings()) + 1} of 200")
+        expect(place).to_have_text(f"{stored + 2} of 200")
         pid = int(pid_file.read_text())
         killer = threading.Timer(moments.uniform(0.3, 1.5), os.kill, [pid, signal.SIGKILL])
         killer.start()
@@ -374,7 +375,7 @@ def test_killing_the_kernel_while_labelling_loses_no_acknowledged_label(labellin
             page.keyboard.type("123")
             page.keyboard.press("Enter")
         killer.join()
-        acknowledged = int(labelling.root.locator(".rlhf-progress-text").inner_text().split()[0]) - 1
+        acknowledged = int(place.inner_text().split()[0]) - 1
         with FeedbackStore(labelling.db) as store:
             answered = [event.question_id for event in store.events()]
         assert answered[:acknowledged] == [f"q{n}" for n in range(acknowledged)]

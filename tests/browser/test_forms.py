@@ -191,7 +191,8 @@ def test_one_click_is_one_label_and_undo_takes_it_back(forms):
         forms.expect_saved(form, place)
         assert [decided(answer) for answer in forms.answers(form)] == [decision]
         forms[form].get_by_role("button", name="Undo").click()
-        expect(forms[form].get_by_text("your last answer")).to_be_visible()  # what was chosen, to choose afresh
+        expect(forms[form].get_by_role("status")).not_to_contain_text("Taking your last answer back")
+        expect(forms[form].locator(".rlhf-body").get_by_text("your last answer")).to_be_visible()  # to choose afresh
         assert forms.answers(form) == []
 
 
