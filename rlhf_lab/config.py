@@ -139,6 +139,7 @@ class PPOConfig:
     clip_norm: float = 1.0
     clip_range: float = 0.2  # ε of the policy ratio
     value_clip_range: float = 0.2
+    value_coefficient: float = 0.1  # of the value loss, where policy and critic share a trunk
     gamma: float = 1.0
     lam: float = 0.95
     kl_coefficient: float = 0.15  # β at the start
@@ -151,7 +152,7 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "steps", "batch_size", "minibatches", "epochs", "learning_rate", "critic_learning_rate")
-        _positive(self, "adam_eps", "clip_norm", "clip_range", "value_clip_range", "kl_horizon")
+        _positive(self, "adam_eps", "clip_norm", "clip_range", "value_clip_range", "kl_horizon", "value_coefficient")
         _check(
             self,
             minibatches=(self.minibatches <= self.batch_size, "at most batch_size"),

@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 from .agreement import wilson_interval as wilson_interval  # of a share; one piece of code, without torch
 from .errors import InputError
 from .judge import GoldJudge
-from .ppo import k3, reply_logprobs
+from .ppo import k3
 from .records import Comparison, Interval
+from .replies import reply_batch, reply_logprobs
 from .reward import RankedReplies, pair_margins
 from .sampling import Sample
-from .text import pad_right
 
 GOLD_ATTRIBUTES = ("score", "right", "correct", "safe", "polite", "concise", "fluent", "addressed")
 
@@ -123,15 +123,9 @@ def kl_per_reply(
     sums: list[float] = []
     for start in range(0, len(ordered), batch_size):
         dialogues = [s.dialogue for s in ordered[start : start + batch_size]]
-        ids, lengths = pad_right([d.ids for d in dialogues], policy.config.pad_token_id)
-        prompt_lengths = torch.tensor([d.prompt_length for d in dialogues])
-        position = torch.arange(int((lengths - prompt_lengths).max()))
-        mask = position < (lengths - prompt_lengths)[:, None]  # (B, R)
-        tokens = ids.gather(1, (prompt_lengths[:, None] + position).clamp(max=ids.shape[1] - 1))
-        device = next(policy.parameters()).device
-        batch = [t.to(device) for t in (ids, prompt_lengths, tokens, mask)]
-        logprobs, ref_logprobs = (reply_logprobs(model, *batch, temperature)[0] for model in (policy, reference))
-        sums += (k3(logprobs, ref_logprobs) * batch[3]).sum(1).tolist()
+        replies = reply_batch(dialogues, policy.config.pad_token_id, next(policy.parameters()).device)
+        logprobs, ref_logprobs = (reply_logprobs(model, replies, temperature)[0] for model in (policy, reference))
+        sums += (k3(logprobs, ref_logprobs) * replies.mask).sum(1).tolist()
     return bootstrap_interval(sums, seed, [s.prompt for s in ordered])
 
 

@@ -168,6 +168,24 @@ class Critic(nn.Module):
         return head_of(self.model)(hidden_states(self.model, ids)).squeeze(-1).float()
 
 
+class ValueHead(nn.Module):
+    """A critic on the policy's own trunk: one linear map from the policy's hidden state to a value.
+
+    It begins at 0 (detail 11 of the PPO details), so the first returns are the rewards themselves.
+    """
+
+    def __init__(self, policy: PreTrainedModel) -> None:
+        super().__init__()
+        parameter = next(policy.parameters())
+        self.head = nn.Linear(policy.config.hidden_size, 1, device=parameter.device, dtype=parameter.dtype)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Values (N,), in float32, of the policy's hidden states (N, d)."""
+        return self.head(states).squeeze(-1).float()
+
+
 # --- saving and loading -----------------------------------------------------------------------------------------------
 
 

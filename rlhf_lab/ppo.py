@@ -13,17 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import PPOConfig
 from .errors import InputError
 from .language import step_generator
-from .models import Critic, hidden_states
+from .models import Critic, ValueHead
 from .records import Rollout, StepStats
+from .replies import ReplyBatch, in_columns, reply_batch, reply_logprobs, reply_states, state_columns, token_logprobs
 from .sampling import Sample, sample
-from .text import pad_right
 
 Score = Callable[[Sequence[Sample]], torch.Tensor]  # samples → scores (N,): a learned, a synthetic or a person's reward
 
@@ -107,30 +106,15 @@ def next_kl_coefficient(beta: float, kl: float, target: float, n: int, horizon: 
 
 
 @dataclass(frozen=True)
-class Experience:
-    """What one batch of replies holds for the update. Reply tensors are (B, R), one column a reply token."""
+class Experience(ReplyBatch):
+    """What one batch of replies holds for the update. All of these are (B, R), one column a reply token."""
 
-    ids: torch.Tensor  # (B, T) prompt and reply, padded on the right
-    prompt_lengths: torch.Tensor  # (B,)
-    mask: torch.Tensor
-    tokens: torch.Tensor  # the reply's tokens
     logprobs: torch.Tensor
     ref_logprobs: torch.Tensor
     values: torch.Tensor
-    advantages: torch.Tensor
+    rewards: torch.Tensor
+    advantages: torch.Tensor  # as the policy's loss takes them: whitened
     returns: torch.Tensor
-
-    def rows(self, rows: torch.Tensor) -> Experience:
-        """Some of the replies: a minibatch, cut to its longest row."""
-        width = int((self.prompt_lengths[rows] + self.mask[rows].sum(1)).max())
-        replies = int(self.mask[rows].sum(1).max())
-        cut = {name: getattr(self, name)[rows] for name in self.__dataclass_fields__}
-        return Experience(
-            **{
-                name: t[:, :width] if name == "ids" else t if t.dim() == 1 else t[:, :replies]
-                for name, t in cut.items()
-            }
-        )
 
 
 class PPO:
@@ -139,13 +123,16 @@ class PPO:
     `score` is any function from samples to scores, so a person, a learned and a synthetic reward are interchangeable.
     `reference` stays frozen. Randomness comes from (seed, step) alone, so a trainer given back its weights, optimizer,
     `beta` and `steps_done` goes on as the unbroken one would have.
+
+    `critic` is a model of its own, or a `ValueHead` on the policy's trunk: then one pass gives both, and the value
+    loss, times `config.value_coefficient`, reaches the trunk too.
     """
 
     def __init__(
         self,
         policy: PreTrainedModel,
         reference: PreTrainedModel,
-        critic: Critic,
+        critic: Critic | ValueHead,
         score: Score,
         tokenizer: PreTrainedTokenizerBase,
         config: PPOConfig | None = None,
@@ -231,31 +218,49 @@ class PPO:
     def experience(self, samples: Sequence[Sample], scores: torch.Tensor) -> tuple[Experience, float]:
         """Everything the update needs, and the policy's mean entropy in nats a token."""
         device = next(self.policy.parameters()).device
-        dialogues = [s.dialogue for s in samples]
-        ids, lengths = (t.to(device) for t in pad_right([d.ids for d in dialogues], self.policy.config.pad_token_id))
-        prompt_lengths = torch.tensor([d.prompt_length for d in dialogues], device=device)
-        reply_lengths = lengths - prompt_lengths
-        position = torch.arange(int(reply_lengths.max()), device=device)
-        mask = position < reply_lengths[:, None]
-        columns = (prompt_lengths[:, None] + position).clamp(max=ids.shape[1] - 1)
-        tokens = ids.gather(1, columns)
-        temperature = self.config.sampling.temperature
-        logprobs, entropy = reply_logprobs(self.policy, ids, prompt_lengths, tokens, mask, temperature)
-        ref_logprobs, _ = reply_logprobs(self.reference, ids, prompt_lengths, tokens, mask, temperature)
-        values = self.values(ids, prompt_lengths, mask)
-        rewards = per_token_rewards(logprobs, ref_logprobs, scores.to(device), mask, self.beta)
-        if self.config.whiten_rewards:
-            rewards = whiten(rewards, mask, shift_mean=False)
-        advantages, returns = gae(rewards, values, mask, self.config.gamma, self.config.lam)
-        advantages = whiten(advantages, mask)
-        return (
-            Experience(ids, prompt_lengths, mask, tokens, logprobs, ref_logprobs, values, advantages, returns),
-            masked_mean(entropy, mask).item(),
+        replies = reply_batch([s.dialogue for s in samples], self.policy.config.pad_token_id, device)
+        logprobs, values, entropy = self.read(replies)
+        ref_logprobs, _ = reply_logprobs(self.reference, replies, self.config.sampling.temperature)
+        rewards = self.rewards(logprobs, ref_logprobs, scores.to(device), replies.mask)
+        advantages, returns = self.advantages(rewards, values, replies.mask)
+        seen = Experience(
+            **vars(replies),
+            logprobs=logprobs,
+            ref_logprobs=ref_logprobs,
+            values=values,
+            rewards=rewards,
+            advantages=advantages,
+            returns=returns,
         )
+        return seen, masked_mean(entropy, replies.mask).item()
 
-    def values(self, ids: torch.Tensor, prompt_lengths: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """V of the state before each reply token: (B, R), 0 outside the mask."""
-        return self.critic(ids).gather(1, state_columns(prompt_lengths, mask, ids.shape[1])) * mask
+    def read(self, replies: ReplyBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """log π, V of the state before each reply token, and the entropy (0 with gradient): each (B, R)."""
+        temperature = self.config.sampling.temperature
+        if not isinstance(self.critic, ValueHead):
+            logprobs, entropy = reply_logprobs(self.policy, replies, temperature)
+            return logprobs, self.values(replies), entropy
+        states = reply_states(self.policy, replies)
+        chosen, entropy = token_logprobs(self.policy, states, replies.tokens[replies.mask], temperature)
+        return tuple(in_columns(x, replies.mask) for x in (chosen, self.critic(states), entropy))
+
+    def values(self, replies: ReplyBatch) -> torch.Tensor:
+        """V by a critic of its own: (B, R), 0 outside the mask."""
+        return self.critic(replies.ids).gather(1, state_columns(replies)) * replies.mask
+
+    def rewards(
+        self, logprobs: torch.Tensor, ref_logprobs: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """The reward of each token, (B, R), whitened if the config says so."""
+        rewards = per_token_rewards(logprobs, ref_logprobs, scores, mask, self.beta)
+        return whiten(rewards, mask, shift_mean=False) if self.config.whiten_rewards else rewards
+
+    def advantages(
+        self, rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whitened advantages, and returns from the advantages before that: (B, R) each."""
+        advantages, returns = gae(rewards, values, mask, self.config.gamma, self.config.lam)
+        return whiten(advantages, mask), returns
 
     def set_learning_rate(self) -> float:
         """Anneals both learning rates linearly towards 0 over `config.steps`; never below a twentieth."""
@@ -279,15 +284,14 @@ class PPO:
 
     def minibatch(self, mb: Experience) -> dict[str, float]:
         """One gradient step on a minibatch."""
-        temperature = self.config.sampling.temperature
-        logprobs, _ = reply_logprobs(self.policy, mb.ids, mb.prompt_lengths, mb.tokens, mb.mask, temperature)
+        logprobs, values, _ = self.read(mb)
         pg_loss, clipfrac = policy_loss(logprobs, mb.logprobs, mb.advantages, mb.mask, self.config.clip_range)
-        values = self.values(mb.ids, mb.prompt_lengths, mb.mask)
         v_loss = value_loss(values, mb.values, mb.returns, mb.mask, self.config.value_clip_range)
+        shared = isinstance(self.critic, ValueHead)  # models that share no weights need no coefficient between them
         self.optimizer.zero_grad()
-        (pg_loss + v_loss).backward()  # policy and critic share no weights, so no coefficient is needed
-        nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip_norm)
-        nn.utils.clip_grad_norm_(self.critic.parameters(), self.config.clip_norm)
+        (pg_loss + v_loss * (self.config.value_coefficient if shared else 1.0)).backward()
+        for model in (self.policy, self.critic):
+            nn.utils.clip_grad_norm_(model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         with torch.no_grad():
             approx_kl = masked_mean(k3(mb.logprobs, logprobs), mb.mask)
@@ -313,36 +317,6 @@ def draw_prompts(prompts: Sequence[str], n: int, generator: torch.Generator) -> 
     rounds = math.ceil(n / len(prompts))
     order = torch.cat([torch.randperm(len(prompts), generator=generator) for _ in range(rounds)])
     return [prompts[i] for i in order[:n].tolist()]
-
-
-def state_columns(prompt_lengths: torch.Tensor, mask: torch.Tensor, width: int) -> torch.Tensor:
-    """The column of the state before each reply token, i.e. of the token before it: (B, R)."""
-    position = torch.arange(mask.shape[1], device=mask.device)
-    return (prompt_lengths[:, None] - 1 + position).clamp(max=width - 1)
-
-
-def reply_logprobs(
-    model: PreTrainedModel,
-    ids: torch.Tensor,
-    prompt_lengths: torch.Tensor,
-    tokens: torch.Tensor,
-    mask: torch.Tensor,
-    temperature: float = 1.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """log π of each reply token and the entropy of its distribution, both (B, R), 0 outside the mask.
-
-    Logits are divided by the sampling temperature (detail 3) and computed for real reply tokens only.
-    """
-    hidden = hidden_states(model, ids)  # (B, T, d)
-    columns = state_columns(prompt_lengths, mask, ids.shape[1])
-    states = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))[mask]  # (N, d)
-    logp = F.log_softmax(model.get_output_embeddings()(states).float() / temperature, dim=-1)  # (N, V)
-    chosen = logp.gather(1, tokens[mask][:, None]).squeeze(1)
-    logprobs, entropy = logp.new_zeros(mask.shape), logp.new_zeros(mask.shape)
-    logprobs = logprobs.masked_scatter(mask, chosen)
-    if not torch.is_grad_enabled():
-        entropy = entropy.masked_scatter(mask, -(logp.exp() * logp).sum(-1))
-    return logprobs, entropy
 
 
 def explained_variance(experience: Experience) -> float:

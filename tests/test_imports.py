@@ -19,17 +19,18 @@ LAYERS = [
     {"judge"},
     {"annotators"},
     {"models", "sampling"},
-    {"language", "checkpoints"},
+    {"language", "checkpoints", "replies"},
     {"reward"},
     {"ppo", "direct", "group", "selection"},
     {"evaluation"},
+    {"methods", "microscope", "ablations"},
     {"runs", "reward_from_pairs", "chat", "snapshots"},
     {"personal"},
     {"live", "class_questions", "class_trainer", "classroom_server", "classroom"},
     {"cli", "cli_feedback", "cli_classroom"},
 ]
 # What trains a model sees comparisons and nothing of the truth behind them.
-TRAINING = ["text", "models", "language", "sampling", "reward", "ppo"]
+TRAINING = ["text", "models", "language", "sampling", "replies", "reward", "ppo"]
 TRUTH = {"judge", "annotators"}
 # Labelling is light: these work without torch, so that a class of annotators needs no gigabytes.
 TORCH_FREE = [

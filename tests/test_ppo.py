@@ -24,11 +24,11 @@ from rlhf_lab.ppo import (
     next_kl_coefficient,
     per_token_rewards,
     policy_loss,
-    reply_logprobs,
     train_ppo,
     value_loss,
     whiten,
 )
+from rlhf_lab.replies import reply_logprobs
 from rlhf_lab.sampling import Sample, sample
 from rlhf_lab.text import encode_dialogues
 
@@ -299,7 +299,7 @@ def test_before_the_first_update_the_ratio_is_one():
     ppo = trainer()
     experience, _ = ppo.experience(samples_of(ppo), torch.zeros(8))
     part = experience.rows(torch.tensor([5, 0, 3]))  # a minibatch, cut to its own width
-    logprobs, _ = reply_logprobs(ppo.policy, part.ids, part.prompt_lengths, part.tokens, part.mask)
+    logprobs, _ = reply_logprobs(ppo.policy, part)
     torch.testing.assert_close(logprobs, part.logprobs, atol=1e-4, rtol=0)
     first = ppo.minibatch(part)
     assert first["approx_kl"] == pytest.approx(0, abs=1e-6) and first["clipfrac"] == 0
@@ -385,9 +385,7 @@ def test_a_model_whose_padding_is_its_end_token_still_learns_its_end_token():
     # undiscounted, without KL: the return of the last token is the score itself
     torch.testing.assert_close(experience.returns[rows, last], scores)
     weight = ppo.policy.lm_head.weight
-    logprobs, _ = reply_logprobs(
-        ppo.policy, experience.ids, experience.prompt_lengths, experience.tokens, experience.mask
-    )
+    logprobs, _ = reply_logprobs(ppo.policy, experience)
     logprobs[rows, last].sum().backward()
     assert weight.grad.abs().sum() > 0
 

@@ -1,0 +1,97 @@
+"""Replies as tensors, and what a language model makes of them: log-probabilities and states, one column a reply token.
+
+Every algorithm that trains a policy (`ppo`, `group`, `direct`) reads its batches through this module. Rows are replies;
+`mask` (B, R) is True on real tokens, the end token included, and goes by length, never by token identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+
+from .models import hidden_states
+from .text import Dialogue, pad_right
+
+
+@dataclass(frozen=True)
+class ReplyBatch:
+    """Dialogues (B of them, T tokens wide), with the tokens of their replies (R wide) in columns of their own."""
+
+    ids: torch.Tensor  # (B, T) prompt and reply, padded on the right
+    prompt_lengths: torch.Tensor  # (B,)
+    mask: torch.Tensor  # (B, R)
+    tokens: torch.Tensor  # (B, R) the reply's tokens
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Tokens of prompt and reply together, (B,)."""
+        return self.prompt_lengths + self.mask.sum(1)
+
+    def rows(self, rows: torch.Tensor) -> Self:
+        """Some of the replies: a minibatch, cut to its longest row. Fields beyond these four are (B, R) or (B,)."""
+        width, replies = int(self.lengths[rows].max()), int(self.mask[rows].sum(1).max())
+        cut = {field.name: getattr(self, field.name)[rows] for field in fields(self)}
+        return type(self)(
+            **{
+                name: t[:, :width] if name == "ids" else t if t.dim() == 1 else t[:, :replies]
+                for name, t in cut.items()
+            }
+        )
+
+
+def reply_batch(dialogues: Sequence[Dialogue], pad_id: int, device: torch.device | str = "cpu") -> ReplyBatch:
+    """Dialogues as one batch on `device`. A dialogue without a reply has a row of `mask` that is all False."""
+    ids, lengths = pad_right([d.ids for d in dialogues], pad_id)
+    prompt_lengths = torch.tensor([d.prompt_length for d in dialogues])
+    position = torch.arange(int((lengths - prompt_lengths).max()))
+    mask = position < (lengths - prompt_lengths)[:, None]
+    tokens = ids.gather(1, (prompt_lengths[:, None] + position).clamp(max=ids.shape[1] - 1))
+    return ReplyBatch(*(t.to(device) for t in (ids, prompt_lengths, mask, tokens)))
+
+
+def state_columns(replies: ReplyBatch) -> torch.Tensor:
+    """The column of the state before each reply token, i.e. of the token before it: (B, R)."""
+    position = torch.arange(replies.mask.shape[1], device=replies.mask.device)
+    return (replies.prompt_lengths[:, None] - 1 + position).clamp(max=replies.ids.shape[1] - 1)
+
+
+def reply_states(model: PreTrainedModel, replies: ReplyBatch) -> torch.Tensor:
+    """The final hidden state before each real reply token, (N, d), row after row; N is the number of such tokens."""
+    hidden = hidden_states(model, replies.ids)  # (B, T, d)
+    row = torch.arange(len(hidden), device=hidden.device)[:, None].expand_as(replies.mask)
+    return hidden[row[replies.mask], state_columns(replies)[replies.mask]]
+
+
+def token_logprobs(
+    model: PreTrainedModel, states: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """log π of tokens (N,) from the states (N, d) before them, and without gradient also each distribution's entropy.
+
+    Logits are divided by the sampling temperature (detail 3 of the PPO details).
+    """
+    logp = F.log_softmax(model.get_output_embeddings()(states).float() / temperature, dim=-1)  # (N, V)
+    entropy = None if torch.is_grad_enabled() else -(logp.exp() * logp).sum(-1)
+    return logp.gather(1, tokens[:, None]).squeeze(1), entropy
+
+
+def reply_logprobs(
+    model: PreTrainedModel, replies: ReplyBatch, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """log π of each reply token and the entropy of its distribution, both (B, R), 0 outside the mask.
+
+    Logits are computed for real reply tokens only. Entropy is left 0 where a gradient is wanted.
+    """
+    states = reply_states(model, replies)
+    chosen, entropy = token_logprobs(model, states, replies.tokens[replies.mask], temperature)
+    return in_columns(chosen, replies.mask), in_columns(entropy, replies.mask)
+
+
+def in_columns(values: torch.Tensor | None, mask: torch.Tensor) -> torch.Tensor:
+    """Values (N,) of the real reply tokens in their places: (B, R), 0 outside the mask; all 0 for None."""
+    empty = torch.zeros(mask.shape, device=mask.device)
+    return empty if values is None else empty.to(values.dtype).masked_scatter(mask, values)
