@@ -19,14 +19,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import PPOConfig, replaced
 from .errors import InputError
-from .models import Critic, ValueHead, frozen_copy, new_reward_model, sequence_scores
 from .microscope import watching
+from .models import Critic, ValueHead, frozen_copy, new_reward_model, sequence_scores
 from .ppo import PPO, Score, gae, per_token_rewards, train_ppo, whiten
 from .records import StepStats
 from .replies import ReplyBatch, in_columns, reply_states, token_logprobs
@@ -497,7 +496,7 @@ def run_arm(setup: Setup, switch: Switch, arm: Arm) -> Iterator[ArmStep]:
 def compare(setup: Setup, switch: Switch, right: Sequence[ArmStep] | None = None) -> Iterator[ArmStep]:
     """Both arms from the same checkpoint and seed, a step of each in turn: right, broken, right, …
 
-    `right` is a right arm that was run before on the same setup (`switch.right_config` tells), which saves half the time.
+    `right` is a right arm that was run before on the same setup and `switch.right_config`: it saves half the time.
     """
     arms = (right or run_arm(setup, switch, "right"), run_arm(setup, switch, "broken"))
     for pair in zip(*arms, strict=True):

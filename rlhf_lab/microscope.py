@@ -4,8 +4,8 @@
     for token in step.replies[0].tokens:
         print(token.text, token.kl, token.advantage, token.ratio, token.clipped)
 
-Records of plain numbers, which `widgets.MicroscopeWidget` and `plots.token_strip` draw. `QUANTITIES` says in one line what
-each number is.
+Records of plain numbers, which `widgets.MicroscopeWidget` and `plots.token_strip` draw. `QUANTITIES` says in one line
+what each number is.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ QUANTITIES = (
     ),
     Quantity(
         "logprob", "Log-probability", "log π",
-        "How likely the policy found the token when it wrote it: 0 is certain, −0.7 a coin flip, −4.6 one in a hundred.",
+        "How likely the policy found the token when it wrote it: 0 is certain, −0.7 a coin flip, −4.6 one in 100.",
         "nats", after="logprob_after",
     ),
     Quantity(
