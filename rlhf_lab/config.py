@@ -165,6 +165,148 @@ class PPOConfig:
             max_kl_step=(self.max_kl_step is None or self.max_kl_step > 0, "None or greater than 0"),
         )
 
+    @property
+    def prompts_per_step(self) -> int:
+        """How many prompts make one step: a reply each."""
+        return self.batch_size
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    """What the methods that write a group of replies to each prompt have in common. Fields named as in `PPOConfig`."""
+
+    steps: int = 20
+    batch_size: int = 64  # replies a step: batch_size / group_size prompts
+    group_size: int = 4  # replies to each prompt
+    minibatches: int = 1  # of whole groups; with one, and one epoch, the loss is REINFORCE's and nothing is clipped
+    epochs: int = 1
+    learning_rate: float = 1e-3
+    anneal: bool = True  # the learning rate falls linearly to 0 over `steps`
+    adam_eps: float = 1e-5
+    clip_norm: float = 1.0
+    kl_coefficient: float = 0.05  # β at the start
+    kl_target: float | None = None  # nats a reply; None keeps β fixed
+    kl_horizon: float = 2_000.0  # episodes
+    max_kl_step: float | None = 0.05  # epochs stop early past this approximate KL (nats a token) to the step's start
+    truncated_score: float = -2.0  # what a reply without an end token earns, in place of its score
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps", "batch_size", "minibatches", "epochs", "learning_rate")
+        _positive(self, "adam_eps", "clip_norm", "kl_horizon")
+        _check(
+            self,
+            group_size=(self.group_size >= 2, "at least 2: a reply is judged against the others to its prompt"),
+            batch_size=(self.batch_size % self.group_size == 0, f"a multiple of group_size ({self.group_size})"),
+            minibatches=(self.minibatches <= self.prompts_per_step, "at most batch_size / group_size"),
+            sampling=(self.sampling.temperature > 0, "sampling at a temperature above 0: replies must differ"),
+            truncated_score=(math.isfinite(self.truncated_score), "a finite number"),
+            kl_coefficient=(self.kl_coefficient >= 0, "0 or more"),
+            kl_target=(self.kl_target is None or self.kl_target > 0, "None or greater than 0"),
+            max_kl_step=(self.max_kl_step is None or self.max_kl_step > 0, "None or greater than 0"),
+        )
+
+    @property
+    def prompts_per_step(self) -> int:
+        """How many prompts make one step: `group_size` replies to each make `batch_size`."""
+        return self.batch_size // self.group_size
+
+
+@dataclass(frozen=True)
+class RLOOConfig(GroupConfig):
+    """REINFORCE with a leave-one-out baseline (Ahmadian et al., arXiv:2402.14740)."""
+
+    clip_range: float = 0.2  # ε of the ratio of whole replies
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, "clip_range")
+
+
+LengthRule = Literal["grpo", "dr_grpo", "dapo"]  # by what a reply's summed loss is divided: rlhf_lab.group.grpo_loss
+
+
+@dataclass(frozen=True)
+class GRPOConfig(GroupConfig):
+    """GRPO (Shao et al., arXiv:2402.03300) and what was published on it since."""
+
+    clip_range: float = 0.2  # ε of the token ratio
+    clip_range_high: float | None = None  # DAPO's higher upper limit ("clip-higher"); None: the same both ways
+    length: LengthRule = "grpo"
+    scale: bool = True  # advantages are divided by the group's standard deviation; Dr. GRPO does not
+    correct_kl: bool = True  # k3 times the token's ratio, so that its gradient is that of KL(π‖π_ref)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, "clip_range")
+        _check(
+            self,
+            clip_range_high=(self.clip_range_high is None or self.clip_range_high > 0, "None or greater than 0"),
+            length=(self.length in get_args(LengthRule), f"one of {', '.join(get_args(LengthRule))}"),
+        )
+
+
+@dataclass(frozen=True)
+class RaftConfig(GroupConfig):
+    """Rejection sampling: SFT on the best reply of each group (RAFT: Dong et al., arXiv:2304.06767)."""
+
+    kl_coefficient: float = 0.0
+
+
+@dataclass(frozen=True)
+class OnlineDPOConfig(GroupConfig):
+    """DPO on the policy's own pairs, ordered as they come (Guo et al., arXiv:2402.04792): best and worst of a group."""
+
+    kl_coefficient: float = 0.1  # DPO's β; it stays as it is
+    label_smoothing: float = 0.0
+    answered: int = 8  # answered questions beside each minibatch, where the trainer is given any
+    answered_weight: float = 1.0  # of their loss
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(
+            self,
+            kl_coefficient=(self.kl_coefficient > 0, "greater than 0: it is DPO's β"),
+            kl_target=(self.kl_target is None, "None: DPO's β is not steered"),
+            label_smoothing=(0 <= self.label_smoothing < 0.5, "from 0 to below 0.5"),
+            answered=(self.answered >= 1, "at least 1"),
+            answered_weight=(self.answered_weight >= 0, "0 or more"),
+        )
+
+
+DirectLoss = Literal["dpo", "robust", "ipo", "kto"]
+
+
+@dataclass(frozen=True)
+class DirectConfig:
+    """Training on labels without a reward model: DPO and its kin (rlhf_lab.direct)."""
+
+    loss: DirectLoss = "dpo"
+    steps: int = 150
+    questions_per_batch: int = 8  # all pairs of a question stand in one batch
+    votes_per_batch: int = 32  # KTO's
+    beta: float = 0.1  # β of the KL that the loss stands for; IPO's τ
+    label_smoothing: float = 0.0  # share of labels taken to be wrong: cDPO's ε, robust DPO's ε
+    ipo_mean: bool = True  # IPO's log-ratios are means over a reply's tokens, else sums
+    desirable_weight: float = 1.0  # KTO's λ_D
+    undesirable_weight: float = 1.0  # KTO's λ_U
+    kto_baseline: Literal["mismatched", "zero"] = "mismatched"
+    temperature: float = 1.0  # logits are divided by it; at the sampling temperature, π is the policy as it is sampled
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps", "questions_per_batch", "votes_per_batch", "beta", "temperature", "learning_rate")
+        _positive(self, "clip_norm", "desirable_weight", "undesirable_weight")
+        _check(
+            self,
+            loss=(self.loss in get_args(DirectLoss), f"one of {', '.join(get_args(DirectLoss))}"),
+            label_smoothing=(0 <= self.label_smoothing < 0.5, "from 0 to below 0.5"),
+            kto_baseline=(self.kto_baseline in ("mismatched", "zero"), "'mismatched' or 'zero'"),
+            weight_decay=(self.weight_decay >= 0, "0 or more"),
+        )
+
 
 Strategy = Literal["random", "disagreement", "information", "coverage"]  # which question next: rlhf_lab.selection
 

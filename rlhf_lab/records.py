@@ -457,8 +457,25 @@ class RewardPoint:
 
 
 @dataclass(frozen=True)
+class DirectPoint:
+    """A point of DPO's (or its kin's) training curve. h = log π − log π_ref of a whole reply, in nats; β·h is the
+    implicit reward. "Better" are the replies that were put first or thumbed up, "worse" the others, in that batch."""
+
+    step: int
+    labels: int  # questions (KTO: votes) learned from so far, each once for every batch it stood in
+    loss: float
+    accuracy: float  # share of strict pairs whose better reply has the higher h; KTO: share with h on the right side
+    margin: float  # mean h of the better less that of the worse
+    chosen: float  # mean h of the better replies: above 0, they became likelier
+    rejected: float  # mean h of the worse replies
+    learning_rate: float = 0.0
+    seconds: float = 0.0  # of this step
+
+
+@dataclass(frozen=True)
 class StepStats:
-    """What one PPO step did. KL and entropy are in nats; KL is to the frozen reference, summed over a reply."""
+    """What one step of PPO, or of another method that writes replies, did. KL and entropy are in nats; KL is to the
+    frozen reference, summed over a reply. Without a critic, explained variance and value loss are 0."""
 
     step: int
     reward: float  # mean reward-model score of the replies, before the KL penalty
