@@ -1,0 +1,92 @@
+"""Our side of the contests of against_trl.py: each function is a contestant's body (see contest.py)."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import rlhf_lab  # noqa: F401  (before torch: it sets how threads wait)
+
+# isort: split
+import torch
+from kit import in_turn, read_texts
+
+from rlhf_lab.config import LanguageConfig, PPOConfig, RewardConfig, SamplingConfig
+from rlhf_lab.language import step_generator, train_sft
+from rlhf_lab.models import Critic, ValueHead, frozen_copy, load_language_model, load_reward_model
+from rlhf_lab.ppo import PPO
+from rlhf_lab.records import Comparison
+from rlhf_lab.reward import encode_comparisons, reward_score, train_reward_model
+from rlhf_lab.text import encode_dialogues
+
+
+class FixedLengthPPO(PPO):
+    """No reply ends by itself here, so none is punished for it."""
+
+    def judged(self, samples):
+        return torch.as_tensor(self.score(samples), dtype=torch.float32)
+
+
+def ppo(pace, kit: str, shared: bool, episodes: int, reply: int) -> None:
+    policy, tokenizer = load_language_model(Path(kit, "policy"))
+    reward, _ = load_reward_model(Path(kit, "reward"))
+    config = PPOConfig(
+        batch_size=episodes,
+        minibatches=4,
+        epochs=4,
+        learning_rate=1e-5,
+        critic_learning_rate=1e-5,
+        anneal=False,
+        kl_coefficient=0.05,
+        kl_target=None,
+        max_kl_step=None,
+        sampling=SamplingConfig(max_new_tokens=reply),
+    )
+    critic = ValueHead(policy) if shared else Critic(reward)
+    trainer = FixedLengthPPO(policy, frozen_copy(policy), critic, reward_score(reward), tokenizer, config)
+    pace.begin()
+    for prompts in in_turn(read_texts(kit).prompts, episodes):
+        stats = trainer.step(prompts)
+        tokens = round(stats.reply_length * len(stats.samples))
+        facts = {"kl": stats.kl, "entropy": stats.entropy, "score": stats.reward, "value_loss": stats.value_loss}
+        facts["score_error"] = statistics.stdev(r.score for r in stats.samples) / len(stats.samples) ** 0.5
+        pace({"episodes": len(stats.samples), "tokens": tokens, "epochs": stats.epochs}, **facts)
+
+
+def sft(pace, kit: str, batch: int, steps: int, items: int) -> None:
+    model, tokenizer = load_language_model(Path(kit, "language"))
+    dialogues = encode_dialogues(tokenizer, read_texts(kit).demonstrations[:items])
+    config = LanguageConfig(steps=items // batch, batch_size=batch, learning_rate=1e-4)
+    points = train_sft(model, in_order(dialogues, salt=1), tokenizer.pad_token_id, config)
+    pace.begin()
+    tokens = 0
+    while True:
+        first, *_, last = (next(points) for _ in range(steps))
+        pace({"tokens": last.tokens - tokens}, loss=first.loss)
+        tokens = last.tokens
+
+
+def reward(pace, kit: str, batch: int, steps: int, items: int) -> None:
+    model, tokenizer = load_reward_model(Path(kit, "reward"))
+    data = encode_comparisons(tokenizer, comparisons(kit, items))
+    config = RewardConfig(epochs=1, questions_per_batch=batch, learning_rate=1e-4, pooling="last")
+    points = train_reward_model(model, in_order(data, salt=2), config)
+    pace.begin()
+    pairs = 0
+    while True:
+        first, *_, last = (next(points) for _ in range(steps))
+        pace({"pairs": last.pairs - pairs}, loss=first.loss)
+        pairs = last.pairs
+
+
+def comparisons(kit: str, items: int) -> list[Comparison]:
+    return [Comparison(*texts) for texts in read_texts(kit).comparisons[:items]]
+
+
+def in_order(items: list, salt: int) -> list:
+    """The items so arranged that a trainer that shuffles with this salt meets them in their order (first epoch)."""
+    order = torch.randperm(len(items), generator=step_generator(0, 0, salt)).tolist()
+    arranged = [None] * len(items)
+    for item, place in zip(items, order, strict=True):
+        arranged[place] = item
+    return arranged
