@@ -13,9 +13,10 @@ from tiny import PROMPTS, TEXTS, language_model, reward_model, tokenizer
 from rlhf_lab.config import LanguageConfig, PPOConfig, SamplingConfig
 from rlhf_lab.errors import InputError
 from rlhf_lab.language import train_sft
-from rlhf_lab.models import Critic, frozen_copy, last_hidden, sequence_scores
+from rlhf_lab.models import Critic, ValueHead, frozen_copy, hidden_states, last_hidden, sequence_scores
 from rlhf_lab.ppo import (
     PPO,
+    Experience,
     draw_prompts,
     explained_variance,
     gae,
@@ -244,9 +245,11 @@ def sft_model():
     return copy.deepcopy(_TRAINED[0])
 
 
-def trainer(score=score_length, config: PPOConfig = CONFIG, policy=None, **kwargs) -> PPO:
+def trainer(score=score_length, config: PPOConfig = CONFIG, policy=None, shared: bool = False, **kwargs) -> PPO:
+    """`shared`: the critic is a head on the policy's trunk, else a model of its own."""
     policy = policy or sft_model()
-    return PPO(policy, frozen_copy(policy), Critic(reward_model()), score, tokenizer(), config, **kwargs)
+    critic = ValueHead(policy) if shared else Critic(reward_model())
+    return PPO(policy, frozen_copy(policy), critic, score, tokenizer(), config, **kwargs)
 
 
 def samples_of(ppo: PPO, seed: int = 0, n: int = 8) -> list[Sample]:
@@ -341,17 +344,18 @@ def test_beta_rises_when_the_kl_is_above_its_target_and_falls_below():
     assert fixed.beta == CONFIG.kl_coefficient
 
 
-def test_it_moves_the_policy_towards_what_is_rewarded():
+@pytest.mark.parametrize("shared", [False, True], ids=["own-critic", "shared-trunk"])
+def test_it_moves_the_policy_towards_what_is_rewarded(shared):
     """One of four replies is rewarded: its share goes from about a quarter to nearly all. The reference stays."""
 
     def wants_the_library(samples) -> torch.Tensor:
         return torch.tensor([float("library" in s.text) for s in samples])
 
-    ppo = trainer(wants_the_library, LEARNING)
+    ppo = trainer(wants_the_library, LEARNING, shared=shared)
     before = [p.clone() for p in ppo.reference.parameters()]
     stats = list(train_ppo(ppo, PROMPTS))
     assert stats[0].reward < 0.6
-    assert sum(s.reward for s in stats[-5:]) / 5 > 0.8  # seeds 0–4: 0.91–0.98
+    assert sum(s.reward for s in stats[-5:]) / 5 > 0.8  # seeds 0–4: 0.91–0.98; on a shared trunk 0.84–0.95
     assert stats[-1].kl > 0.3
     assert all(torch.equal(a, b) for a, b in zip(before, ppo.reference.parameters(), strict=True))
     assert [s.step for s in stats] == list(range(1, 16))
@@ -390,19 +394,20 @@ def test_a_model_whose_padding_is_its_end_token_still_learns_its_end_token():
     assert weight.grad.abs().sum() > 0
 
 
-def test_a_restored_trainer_goes_on_to_the_same_numbers():
+@pytest.mark.parametrize("shared", [False, True], ids=["own-critic", "shared-trunk"])
+def test_a_restored_trainer_goes_on_to_the_same_numbers(shared):
     def comparable(stats):
         return replace(stats, seconds=0.0)
 
-    whole = trainer(seed=4)
+    whole = trainer(seed=4, shared=shared)
     expected = [comparable(s) for s in train_ppo(whole, PROMPTS)][:4]
-    first = trainer(seed=4)
+    first = trainer(seed=4, shared=shared)
     run = train_ppo(first, PROMPTS)
     begun = [comparable(next(run)) for _ in range(2)]
     saved = copy.deepcopy(
         (first.policy.state_dict(), first.critic.state_dict(), first.optimizer.state_dict(), first.beta)
     )
-    second = trainer(seed=4)
+    second = trainer(seed=4, shared=shared)
     second.policy.load_state_dict(saved[0])
     second.critic.load_state_dict(saved[1])
     second.optimizer.load_state_dict(saved[2])
@@ -466,3 +471,73 @@ def test_the_critic_starts_as_the_reward_model():
     lengths = torch.tensor([ids.shape[1]])
     assert Critic(model)(ids)[0, -1].item() == pytest.approx(sequence_scores(model, ids, lengths).item(), abs=1e-6)
     assert last_hidden(model, ids, lengths).shape == (1, 16)
+
+
+# --- a critic on the policy's own trunk -------------------------------------------------------------------------------
+
+
+def with_a_value_head(seed: int = 0, **changes) -> tuple[PPO, Experience]:
+    """A trainer whose value head is no longer 0, and its experience of eight replies."""
+    ppo = trainer(config=replace(CONFIG, minibatches=1, clip_norm=1e9, **changes), shared=True)
+    torch.nn.init.normal_(ppo.critic.head.weight, generator=torch.Generator().manual_seed(seed))
+    experience, _ = ppo.experience(samples_of(ppo), torch.linspace(-1, 1, 8))
+    return ppo, experience
+
+
+def policy_gradient(ppo: PPO, experience: Experience) -> torch.Tensor:
+    """What one update's gradient is for the policy's weights, all in a row; the weights stay."""
+    kept = []
+    ppo.optimizer.step = lambda: kept.extend(p.grad.flatten() for p in ppo.policy.parameters())
+    ppo.minibatch(experience)
+    return torch.cat(kept)
+
+
+def test_a_value_head_starts_at_0_so_the_first_returns_are_the_rewards_to_come():
+    ppo = trainer(config=replace(CONFIG, lam=1.0, kl_coefficient=0.2), shared=True)
+    ppo.reference = frozen_copy(language_model(seed=3))
+    experience, _ = ppo.experience(samples_of(ppo), torch.linspace(-1, 1, 8))
+    assert not experience.values.any()
+    to_come = experience.rewards.flip(1).cumsum(1).flip(1) * experience.mask
+    torch.testing.assert_close(experience.returns, to_come, atol=1e-5, rtol=0)
+
+
+def test_one_pass_for_policy_and_value_gives_what_two_give():
+    ppo, experience = with_a_value_head()
+    logprobs, entropy = reply_logprobs(ppo.policy, experience, CONFIG.sampling.temperature)
+    own_logprobs, values, own_entropy = ppo.read(experience)
+    torch.testing.assert_close(own_logprobs, logprobs)
+    torch.testing.assert_close(own_entropy, entropy)
+    assert values[experience.mask].std() > 0.1 and not values[~experience.mask].any()
+    for row, (ids, start, mask) in enumerate(
+        zip(experience.ids, experience.prompt_lengths, experience.mask, strict=True)
+    ):
+        whole = ppo.critic(hidden_states(ppo.policy, ids[None])[0])  # (T,): a value behind every token
+        torch.testing.assert_close(values[row][mask], whole[start - 1 :][: int(mask.sum())], atol=1e-5, rtol=0)
+
+
+def test_the_value_loss_reaches_the_trunk_times_its_coefficient():
+    """policy's gradient + coefficient · value's: measured at three coefficients, it lies on a line."""
+    none, tenth, whole = (policy_gradient(*with_a_value_head(value_coefficient=c)) for c in (1e-9, 0.1, 1.0))
+    assert (whole - none).norm() > 0.1
+    torch.testing.assert_close(tenth - none, 0.1 * (whole - none), atol=1e-5, rtol=0)
+
+
+def test_a_critic_of_its_own_leaves_the_policys_gradient_alone_whatever_the_coefficient():
+    gradients = []
+    for coefficient in (0.1, 10.0):
+        ppo = trainer(config=replace(CONFIG, minibatches=1, value_coefficient=coefficient))
+        experience, _ = ppo.experience(samples_of(ppo), torch.linspace(-1, 1, 8))
+        gradients.append(policy_gradient(ppo, experience))
+    assert torch.equal(*gradients) and gradients[0].any()
+
+
+def test_a_value_head_learns_the_returns_of_a_batch():
+    """With a policy that stands still: the value loss falls from that of a head that knows nothing."""
+    config = replace(CONFIG, learning_rate=1e-6, critic_learning_rate=2e-2, value_clip_range=10.0)
+    ppo = trainer(config=config, shared=True)
+    samples = samples_of(ppo, n=16)
+    experience, _ = ppo.experience(samples, torch.tensor([len(s.text) / 20 - 1 for s in samples]))
+    losses = [ppo.minibatch(experience)["value_loss"] for _ in range(50)]
+    returns = experience.returns[experience.mask]
+    assert losses[0] == pytest.approx(returns.square().mean().item() / 2, abs=1e-5)  # V = 0
+    assert losses[-1] < 0.4 * losses[0]  # seeds 0–3: 0.15–0.24
