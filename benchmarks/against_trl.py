@@ -32,12 +32,24 @@ EPISODES, REPLY = 64, 28
 
 
 def ppo_contest(kit: Path, options: argparse.Namespace, shared: bool = False) -> Contest:
-    size = {"episodes": 8, "reply": 6} if options.tiny else {"episodes": EPISODES, "reply": REPLY}
-    where = {"kit": str(kit)}
+    work = size(kit, options)
     title = "PPO, value head on a shared trunk" if shared else "PPO, separate value model"
-    ours = Contestant("rlhf_lab", "side_ours:ppo", where | size | {"shared": shared})
-    theirs = Contestant("PPOTrainer", "side_trl:ppo", where | size, settings=WAITING)
+    ours = Contestant("rlhf_lab", "side_ours:ppo", work | {"shared": shared})
+    theirs = Contestant("PPOTrainer", "side_trl:ppo", work, settings=WAITING)
     return Contest(title, "episodes", (ours, theirs), options.rounds, options.warmups)
+
+
+def group_contest(kit: Path, options: argparse.Namespace, method: str) -> Contest:
+    """Four replies to each prompt, one optimiser step on all of them."""
+    work = size(kit, options) | {"method": method}
+    trainer = f"{method.upper()}Trainer"
+    ours = Contestant("rlhf_lab", "side_ours:group", work)
+    theirs = Contestant(trainer, "side_trl:group", work, python=options.trl_python, settings=WAITING)
+    return Contest(method.upper(), "episodes", (ours, theirs), options.rounds, options.warmups)
+
+
+def size(kit: Path, options: argparse.Namespace) -> dict:
+    return {"kit": str(kit)} | ({"episodes": 8, "reply": 6} if options.tiny else {"episodes": EPISODES, "reply": REPLY})
 
 
 def step_contest(
@@ -71,6 +83,9 @@ CONTESTS: dict[str, Callable[[Path, argparse.Namespace], Contest]] = {
     "ppo-shared": lambda kit, options: ppo_contest(kit, options, shared=True),
     "sft": sft_contest,
     "reward": reward_contest,
+    "dpo": lambda kit, options: step_contest(kit, options, "DPO", "pairs", "dpo", "DPOTrainer", 16, 4),
+    "rloo": lambda kit, options: group_contest(kit, options, "rloo"),
+    "grpo": lambda kit, options: group_contest(kit, options, "grpo"),
 }
 SAME = 1e-4  # relative difference of the first batch's loss, where both sides have the same batch
 ALIKE = {"kl": (0.0, 1e-3), "entropy": (0.02, 0.0), "value_loss": (0.4, 0.0)}  # where each side samples for itself
@@ -85,8 +100,9 @@ def check(outcome: Outcome) -> None:
                 raise SystemExit(f"{outcome.contest.title}, round {number}: {mine.work} is not {other.work}")
     mine, other = outcome.first[ours].facts, outcome.first[theirs].facts
     tolerances = {"loss": (SAME, 1e-5), "score": (0.0, 6 * mine.get("score_error", 0.0))} | ALIKE
-    for name, (relative, absolute) in tolerances.items():
-        if name in mine and not math.isclose(mine[name], other[name], rel_tol=relative, abs_tol=absolute):
+    for name in tolerances.keys() & mine.keys() & other.keys():
+        relative, absolute = tolerances[name]
+        if not math.isclose(mine[name], other[name], rel_tol=relative, abs_tol=absolute):
             raise SystemExit(f"{outcome.contest.title}: {name} of the first batch is {mine[name]} and {other[name]}")
 
 

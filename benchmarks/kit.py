@@ -33,12 +33,13 @@ class Texts:
 
 
 def make_kit(folder: Path, prompts: int = 64, pairs: int = 4_000, model: ModelConfig | None = None) -> Path:
-    """Writes tokenizer, `language` (random weights), `policy` (the same, mute), `reward` and texts into `folder`."""
+    """Writes `language` (random weights), `reference` (others), `policy` (mute), `reward` and texts into `folder`."""
     scenario, model = load_scenario(), model or ModelConfig()
     documents = scenario.corpus(DOCUMENTS)
     tokenizer = train_tokenizer(documents, model.vocab_size)
     language = new_language_model(model, tokenizer)
     save_model(language, tokenizer, folder / "language")
+    save_model(new_language_model(model, tokenizer, seed=1), tokenizer, folder / "reference")
     save_model(new_reward_model(language, pooling="last"), tokenizer, folder / "reward")
     save_model(mute(language, tokenizer), tokenizer, folder / "policy")
     first, second = scenario.demonstrations(pairs), scenario.demonstrations(pairs, seed=1)

@@ -11,11 +11,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from kit import read_texts
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
-from rlhf_lab.text import encode_dialogues
+from rlhf_lab.text import ASSISTANT, USER, encode_dialogues
 
 FOREVER = 10**6  # steps
 QUIET = dict(
@@ -101,6 +103,72 @@ def reward(pace, kit: str, batch: int, steps: int, items: int) -> None:
     config = arguments(RewardConfig, batch, learning_rate=1e-4)
     trainer = RewardTrainer(model, config, train_dataset=Dataset.from_dict(rows), processing_class=tokenizer)
     run(trainer, pace, steps, "pairs", lambda batch: len(batch["input_ids"]) // 2)
+
+
+def dpo(pace, kit: str, batch: int, steps: int, items: int) -> None:
+    from trl import DPOConfig, DPOTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(kit, "language"))
+    triples = read_texts(kit).comparisons[:items]
+    rows = {
+        "prompt": [asked(prompt) for prompt, *_ in triples],
+        "chosen": [f" {better}{tokenizer.eos_token}" for _, better, _ in triples],
+        "rejected": [f" {worse}{tokenizer.eos_token}" for *_, worse in triples],
+    }
+    policy, reference = (AutoModelForCausalLM.from_pretrained(Path(kit, name)) for name in ("language", "reference"))
+    config = arguments(DPOConfig, batch, learning_rate=1e-4, beta=0.1)
+    data = Dataset.from_dict(rows)
+    trainer = DPOTrainer(policy, reference, config, train_dataset=data, processing_class=tokenizer)
+    run(trainer, pace, steps, "pairs", lambda batch: len(batch["input_ids"]) // 2)
+
+
+def asked(prompt: str) -> str:
+    """A prompt in the lab's chat template, ready for a reply."""
+    return f"{USER} {prompt}{ASSISTANT}"
+
+
+def group(pace, kit: str, method: str, episodes: int, reply: int) -> None:
+    import trl
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(kit, "policy"))
+    policy = AutoModelForCausalLM.from_pretrained(Path(kit, "policy"))
+    config = arguments(
+        {"rloo": trl.RLOOConfig, "grpo": trl.GRPOConfig}[method],
+        episodes,
+        num_generations=4,
+        max_completion_length=reply,
+        temperature=0.7,
+        beta=0.05,
+        learning_rate=1e-5,
+        shuffle_dataset=False,
+    )
+    score = reward_function(kit, tokenizer)
+    data = Dataset.from_dict({"prompt": [asked(prompt) for prompt in read_texts(kit).prompts]})
+    trainer_class = {"rloo": trl.RLOOTrainer, "grpo": trl.GRPOTrainer}[method]
+    trainer = trainer_class(policy, score, config, train_dataset=data, processing_class=tokenizer)
+
+    def done(step: int) -> tuple[dict, dict]:
+        seen = {name: values[-1] for name, values in trainer._metrics["train"].items() if values}  # what it would log
+        work = {"episodes": episodes, "tokens": round(seen["completions/mean_length"] * episodes), "epochs": 1}
+        return work, {"score": seen["reward"], "kl": seen["kl"], "entropy": seen["entropy"]}
+
+    trainer.add_callback(Pacer(pace, 1, done))
+    trainer.train()
+
+
+def reward_function(kit: str, tokenizer) -> Callable[..., list[float]]:
+    """The reward model as a function of token ids: spared the way through text that TRL takes with a model."""
+    model = AutoModelForSequenceClassification.from_pretrained(Path(kit, "reward"), num_labels=1).eval()
+
+    @torch.no_grad()
+    def score(prompts, completions, completion_ids, **kwargs) -> list[float]:
+        before = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        rows = [torch.tensor(a + b) for a, b in zip(before, completion_ids, strict=True)]
+        ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        return model(input_ids=ids, attention_mask=mask, use_cache=False).logits.squeeze(-1).tolist()
+
+    return score
 
 
 def ppo(pace, kit: str, episodes: int, reply: int) -> None:
