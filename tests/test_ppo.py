@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -327,6 +327,37 @@ def test_a_large_kl_stops_the_epochs_of_a_step():
     eager = replace(CONFIG, epochs=5, learning_rate=1e-2)
     assert trainer(config=replace(eager, max_kl_step=None)).step(PROMPTS * 2).epochs == 5
     assert trainer(config=replace(eager, max_kl_step=1e-6)).step(PROMPTS * 2).epochs == 1
+
+
+def test_every_epoch_takes_each_reply_once_and_in_another_order():
+    ppo = trainer(config=replace(CONFIG, epochs=3, minibatches=4, max_kl_step=None))
+    seen, minibatch = [], ppo.minibatch
+
+    def look(mb: Experience) -> dict[str, float]:
+        seen.append(mb.numbers.tolist())
+        return minibatch(mb)
+
+    ppo.minibatch = look
+    experience, _ = ppo.experience(samples_of(ppo), torch.zeros(8))
+    ppo.update(NumberedExperience(**vars(experience), numbers=torch.arange(8)))
+    assert [len(rows) for rows in seen] == [2] * 12
+    epochs = [sum(seen[i : i + 4], []) for i in (0, 4, 8)]
+    assert all(sorted(order) == list(range(8)) for order in epochs) and len(set(map(tuple, epochs))) == 3
+
+
+@dataclass(frozen=True)
+class NumberedExperience(Experience):
+    numbers: torch.Tensor  # (B,)
+
+
+def test_adams_epsilon_halves_the_first_step_of_a_gradient_as_small_as_itself():
+    """First step: lr · g/(|g| + ε). PyTorch's default, 1e-8, would step by the whole learning rate here."""
+    ppo = trainer(config=replace(CONFIG, adam_eps=1e-5))
+    weight = ppo.policy.lm_head.weight
+    before = weight.detach().clone()
+    weight.grad = torch.full_like(weight, 1e-5)
+    ppo.optimizer.step()
+    torch.testing.assert_close(before - weight.detach(), torch.full_like(weight, 1.5e-4), atol=1e-7, rtol=0)
 
 
 def test_beta_rises_when_the_kl_is_above_its_target_and_falls_below():
