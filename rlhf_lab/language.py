@@ -59,7 +59,7 @@ def train_language(
     optimizer: torch.optim.Optimizer | None = None,
     start: int = 0,
 ) -> Iterator[LossPoint]:
-    """Trains on `batch_at(step)` for `start … config.steps`, yielding a point a step. Dropout stays off (eval mode)."""
+    """Trains on `batch_at(step)` for `start … config.steps`, yielding a point a step. Dropout stays off (TRL: on)."""
     optimizer = optimizer or make_optimizer(model, config.learning_rate, config.weight_decay)
     device = next(model.parameters()).device
     began, tokens = time.perf_counter(), sum(int((batch_at(step)[1] != -100).sum()) for step in range(start))

@@ -33,7 +33,10 @@ Score = Callable[[Sequence[Sample]], torch.Tensor]  # samples → scores (N,): a
 def per_token_rewards(
     logprobs: torch.Tensor, ref_logprobs: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor, beta: float
 ) -> torch.Tensor:
-    """−β·(log π − log π_ref) at every token, plus the score at each reply's last real one: (B, R)."""
+    """−β·(log π − log π_ref) at every token, plus the score at each reply's last real one: (B, R).
+
+    TRL pays the score one state later where a reply ended early, and trains a value there; here V is 0 behind the end.
+    """
     rewards = -beta * (logprobs - ref_logprobs) * mask
     last = mask.sum(1) - 1
     rewards[torch.arange(len(rewards)), last] += scores
@@ -64,7 +67,10 @@ def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def whiten(x: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True) -> torch.Tensor:
-    """x scaled to standard deviation 1 over the mask (biased variance, eps 1e-8), and to mean 0 if `shift_mean`."""
+    """x scaled to standard deviation 1 over the mask (biased variance, eps 1e-8), and to mean 0 if `shift_mean`.
+
+    TRL divides by n − 1, and without `shift_mean` it scales deviations only, as lm-human-preferences does; here 0 stays 0.
+    """
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean) ** 2, mask)
     whitened = (x - mean) * torch.rsqrt(variance + 1e-8)
@@ -91,7 +97,10 @@ def value_loss(
 
 
 def k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """Schulman's estimate of KL(π‖π_ref) a token, never negative: (eˣ − 1) − x with x = log π_ref − log π."""
+    """Schulman's estimate of KL(π‖π_ref) a token, never negative: (eˣ − 1) − x with x = log π_ref − log π.
+
+    TRL plots −x, which may be negative, and x²/2 for the KL to the step's start.
+    """
     x = ref_logprobs - logprobs
     return torch.expm1(x) - x
 
@@ -125,7 +134,8 @@ class PPO:
     `beta` and `steps_done` goes on as the unbroken one would have.
 
     `critic` is a model of its own, or a `ValueHead` on the policy's trunk: then one pass gives both, and the value
-    loss, times `config.value_coefficient`, reaches the trunk too.
+    loss, times `config.value_coefficient`, reaches the trunk too. A critic of its own has no coefficient (TRL: 0.1).
+    Gradients are clipped (TRL's PPO clips none). What else differs from TRL, and why: docs/ppo_details.md.
     """
 
     def __init__(
@@ -200,7 +210,7 @@ class PPO:
         return step_generator(self.seed, self.steps_done, salt)
 
     def judged(self, samples: Sequence[Sample]) -> torch.Tensor:
-        """Scores (B,); a truncated reply earns the fixed low score instead (detail 14)."""
+        """Scores (B,); a truncated reply earns the fixed low score instead (detail 14; TRL subtracts a penalty)."""
         given = self.score(samples)
         try:
             scores = torch.as_tensor(given, dtype=torch.float32, device="cpu").detach()
@@ -263,7 +273,7 @@ class PPO:
         return whiten(advantages, mask), returns
 
     def set_learning_rate(self) -> float:
-        """Anneals both learning rates linearly towards 0 over `config.steps`; never below a twentieth."""
+        """Anneals both learning rates linearly towards 0 over `config.steps`; never below a twentieth (TRL: to 0)."""
         share = max(1 - self.steps_done / self.config.steps, 0.05) if self.config.anneal else 1.0
         rates = (self.config.learning_rate, self.config.critic_learning_rate)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):

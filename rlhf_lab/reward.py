@@ -219,6 +219,7 @@ def reward_loss(
 ) -> tuple[torch.Tensor, float]:
     """Mean loss over the questions of a batch, and the share of strict pairs put in the right order (each counting 1).
 
+    A question counts once however many pairs it has; TRL's trainer counts every pair once.
     Where pairs have weights, both means are weighted: over a question's pairs by their weights, over questions by the
     mean weight of their pairs, so a pair of weight 2 counts like the same pair given twice. The Plackett-Luce
     likelihood is of whole rankings and knows no weights of pairs: InputError.
