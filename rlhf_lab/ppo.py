@@ -69,7 +69,7 @@ def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def whiten(x: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True) -> torch.Tensor:
     """x scaled to standard deviation 1 over the mask (biased variance, eps 1e-8), and to mean 0 if `shift_mean`.
 
-    TRL divides by n − 1, and without `shift_mean` it scales deviations only, as lm-human-preferences does; here 0 stays 0.
+    TRL divides by n − 1, and without `shift_mean` it keeps the mean, as lm-human-preferences does; here 0 stays 0.
     """
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean) ** 2, mask)
