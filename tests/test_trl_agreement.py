@@ -64,6 +64,14 @@ def seeded(kind: str, seed: int = 1) -> PreTrainedModel:
         return hub_model(kind)
 
 
+@pytest.fixture(params=[1, 2], ids=["one-core", "two-cores"])
+def cores(request):
+    """Computing threads: with two, our trainers divide a batch of enough tokens between them."""
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(1)
+
+
 def agree(what: str, ours, theirs, tolerance: float = TOLERANCE) -> None:
     """Fails unless two tensors, numbers or dicts of tensors are equal to the tolerance, absolutely."""
     if isinstance(ours, dict):
@@ -126,6 +134,11 @@ def test_a_ppo_step_is_trls_on_ragged_replies(kind, monkeypatch, tmp_path):
         start.policy, start.reference = decided(seeded(kind, 1)), decided(seeded(kind, 2))
         start.critic, start.reward = (new_reward_model(seeded(kind, 3), "last", seed) for seed in (1, 2))
     agree_in_everything(run_ours(start, monkeypatch, AsTRLEnds), run_trl(start, monkeypatch, tmp_path))
+
+
+def test_a_step_that_is_divided_among_cores_is_trls(cores, monkeypatch, tmp_path):
+    start = Start(replace(CONFIG, minibatches=1, learning_rate=1e-3), [replies([56] * 8)])
+    agree_in_everything(run_ours(start, monkeypatch, AsTRLWhitens), run_trl(start, monkeypatch, tmp_path))
 
 
 def test_the_entropy_is_trls(monkeypatch, tmp_path):
@@ -372,22 +385,22 @@ def test_the_reward_loss_and_its_gradient_are_trls(kind, pooling, margin, tmp_pa
     agree("reward gradient", gradients(model), gradients(other))
 
 
-def test_reward_training_is_trls_step_by_step(tmp_path):
-    """Eight updates on 32 pairs in our order, with our optimizer and schedule; all weights at the end are equal."""
-    config = RewardConfig(epochs=1, questions_per_batch=4, learning_rate=3e-3, clip_norm=0.5)
-    model, pairs = reward_model(1), comparisons(32)
-    order = torch.randperm(32, generator=step_generator(0, 0, salt=2)).tolist()
+def test_reward_training_is_trls_step_by_step(cores, tmp_path):
+    """Six updates on 96 pairs in our order, with our optimizer and schedule; all weights at the end are equal."""
+    config = RewardConfig(epochs=1, questions_per_batch=16, learning_rate=3e-3, clip_norm=0.5)
+    model, pairs = reward_model(1), comparisons(96)
+    order = torch.randperm(96, generator=step_generator(0, 0, salt=2)).tolist()
 
     def rate(step: int) -> float:
-        return min(1.0, (step + 1) / (8 / 20)) * (1 - step / 8)
+        return min(1.0, (step + 1) / (6 / 20)) * (1 - step / 6)
 
     trainer, other = trl_reward_trainer(
-        model, [pairs[i] for i in order], tmp_path, size=4, rate=rate, config=config, max_grad_norm=config.clip_norm
+        model, [pairs[i] for i in order], tmp_path, size=16, rate=rate, config=config, max_grad_norm=config.clip_norm
     )
     trainer.train()
     points = list(train_reward_model(model, encode_comparisons(tokenizer(), pairs), config))
     theirs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert len(points) == len(theirs) == 8
+    assert len(points) == len(theirs) == 6
     agree("losses", torch.tensor([p.loss for p in points]), torch.tensor(theirs))
     agree("weights after training", weights(model), weights(other))
 
@@ -420,7 +433,7 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 DEMONSTRATIONS = [(prompt, text) for prompt in PROMPTS for text in TEXTS]
-SFT = LanguageConfig(steps=4, batch_size=4, learning_rate=3e-3, weight_decay=0.05, warmup=0.5)
+SFT = LanguageConfig(steps=4, batch_size=16, learning_rate=3e-3, weight_decay=0.05, warmup=0.5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
@@ -444,24 +457,24 @@ def test_the_sft_loss_and_its_gradient_are_trls(kind, loss_type, tmp_path):
     agree("SFT gradient", gradients(model), gradients(other))
 
 
-def test_sft_is_trls_step_by_step(tmp_path):
-    """Four updates on four demonstrations each; TRL takes each batch in two halves, and both weigh tokens equally."""
+def test_sft_is_trls_step_by_step(cores, tmp_path):
+    """Four updates on sixteen demonstrations each. TRL takes each batch in two halves; both weigh tokens equally."""
     model = decided(language_model(1))
     trainer, other = trl_sft_trainer(
         model,
-        DEMONSTRATIONS,
+        DEMONSTRATIONS * 4,
         tmp_path,
-        size=2,
+        size=8,
         rate=lambda step: learning_rate_at(step, SFT) / SFT.learning_rate,
         config=SFT,
         gradient_accumulation_steps=2,
         max_grad_norm=SFT.clip_norm,
     )
     trainer.train()
-    dialogues = encode_dialogues(tokenizer(), DEMONSTRATIONS)
+    dialogues = encode_dialogues(tokenizer(), DEMONSTRATIONS * 4)
 
     def batch_at(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return language_batch(dialogues[4 * step : 4 * step + 4], tokenizer().pad_token_id)
+        return language_batch(dialogues[16 * step : 16 * step + 16], tokenizer().pad_token_id)
 
     points = list(train_language(model, batch_at, SFT))
     theirs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
