@@ -14,7 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .config import LanguageConfig
+from .cores import add_gradients, divided, weighted_means
 from .errors import InputError
+from .models import states_at
 from .records import LossPoint
 from .text import Dialogue, language_batch
 
@@ -27,11 +29,33 @@ def step_generator(seed: int, step: int, salt: int = 0) -> torch.Generator:
 
 
 def language_loss(model: PreTrainedModel, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in nats a token over the labels that are not −100. Logits are computed only where needed."""
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, d)
+    """Mean cross-entropy in nats a token over the labels that are not −100. Logits are computed only where needed.
+
+    What stands behind a row's last label is seen by nothing that counts, so it is treated as padding.
+    """
     wanted = labels != -100
-    logits = model.get_output_embeddings()(hidden[wanted])  # (N, V)
+    states = states_at(model, ids, wanted.flatten().nonzero().squeeze(1), used_lengths(wanted))  # (N, d)
+    logits = model.get_output_embeddings()(states)  # (N, V)
     return F.cross_entropy(logits.float(), labels[wanted])
+
+
+def used_lengths(wanted: torch.Tensor) -> torch.Tensor:
+    """How many tokens of each row lead up to its last wanted place, (B,) from (B, T)."""
+    return (wanted * torch.arange(1, wanted.shape[1] + 1, device=wanted.device)).amax(1)
+
+
+def language_gradients(model: PreTrainedModel, ids: torch.Tensor, labels: torch.Tensor) -> float:
+    """Adds the gradient of `language_loss` to the model's, the rows divided among the cores; returns the loss."""
+    wanted = labels != -100
+    lengths, total = used_lengths(wanted), int(wanted.sum())
+    parts = [(ids[rows, : lengths[rows].max()], labels[rows, : lengths[rows].max()]) for rows in divided(lengths)]
+    shares = [int((part != -100).sum()) / total for _, part in parts]
+
+    def loss(part: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        value = language_loss(model, *part)
+        return value, {"loss": value}
+
+    return weighted_means(add_gradients(loss, parts, shares, model.parameters()), shares)["loss"]
 
 
 def make_optimizer(parameters: nn.Module, learning_rate: float, weight_decay: float = 0.0) -> torch.optim.AdamW:
@@ -67,13 +91,12 @@ def train_language(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, config)
         ids, labels = (tensor.to(device) for tensor in batch_at(step))
-        loss = language_loss(model, ids, labels)
         optimizer.zero_grad()
-        loss.backward()
+        loss = language_gradients(model, ids, labels)
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.step()
         tokens += int((labels != -100).sum())
-        yield LossPoint(step + 1, tokens, loss.item(), time.perf_counter() - began)
+        yield LossPoint(step + 1, tokens, loss, time.perf_counter() - began)
 
 
 def pretrain(

@@ -35,6 +35,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from . import fast
 from .config import ModelConfig, Pooling
 from .errors import InputError
 
@@ -140,9 +141,23 @@ def hidden_states(model: PreTrainedModel, ids: torch.Tensor, **kwargs: Any) -> t
     return model.base_model(input_ids=ids, use_cache=False, **kwargs).last_hidden_state
 
 
+def states_at(
+    model: PreTrainedModel, ids: torch.Tensor, places: torch.Tensor, lengths: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Final hidden states (M, d) of right-padded ids (B, T) at some places (M,), numbered through the batch (B·T).
+
+    `hidden_states(model, ids).flatten(0, 1)[places]`, and for the lab's own shape on a processor the same numbers in
+    less time (`rlhf_lab.fast`), the more so when `lengths` (B,) tells where padding begins.
+    """
+    if fast.supported(model):
+        return fast.states(model, ids, lengths, places)
+    return hidden_states(model, ids).flatten(0, 1)[places]
+
+
 def last_hidden(model: PreTrainedModel, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """The hidden state at each sequence's last real token: (B, d)."""
-    return hidden_states(model, ids)[torch.arange(len(ids)), lengths - 1]
+    rows = torch.arange(len(ids), device=ids.device)
+    return states_at(model, ids, rows * ids.shape[1] + lengths - 1, lengths)
 
 
 def sequence_scores(model: PreTrainedModel, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -166,6 +181,10 @@ class Critic(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Values (B, T) of right-padded ids (B, T)."""
         return head_of(self.model)(hidden_states(self.model, ids)).squeeze(-1).float()
+
+    def at(self, ids: torch.Tensor, places: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        """Values (M,) at some places (M,), numbered through the batch (B·T); see `states_at`."""
+        return head_of(self.model)(states_at(self.model, ids, places, lengths)).squeeze(-1).float()
 
 
 class ValueHead(nn.Module):

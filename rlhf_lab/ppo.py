@@ -17,11 +17,12 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import PPOConfig
+from .cores import add_gradients, divided, side_by_side, weighted_means
 from .errors import InputError
 from .language import step_generator
 from .models import Critic, ValueHead
 from .records import Rollout, StepStats
-from .replies import ReplyBatch, in_columns, reply_batch, reply_logprobs, reply_states, state_columns, token_logprobs
+from .replies import ReplyBatch, in_columns, reply_batch, reply_logprobs, reply_states, state_places, token_logprobs
 from .sampling import Sample, sample
 
 Score = Callable[[Sequence[Sample]], torch.Tensor]  # samples → scores (N,): a learned, a synthetic or a person's reward
@@ -229,8 +230,7 @@ class PPO:
         """Everything the update needs, and the policy's mean entropy in nats a token."""
         device = next(self.policy.parameters()).device
         replies = reply_batch([s.dialogue for s in samples], self.policy.config.pad_token_id, device)
-        logprobs, values, entropy = self.read(replies)
-        ref_logprobs, _ = reply_logprobs(self.reference, replies, self.config.sampling.temperature)
+        logprobs, values, entropy, ref_logprobs = self.read_all(replies)
         rewards = self.rewards(logprobs, ref_logprobs, scores.to(device), replies.mask)
         advantages, returns = self.advantages(rewards, values, replies.mask)
         seen = Experience(
@@ -244,19 +244,32 @@ class PPO:
         )
         return seen, masked_mean(entropy, replies.mask).item()
 
+    def read_all(self, replies: ReplyBatch) -> list[torch.Tensor]:
+        """What `read` gives, and log π_ref: each (B, R), the rows divided among the cores."""
+
+        def both(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            part = replies.rows(rows)
+            return *self.read(part), reply_logprobs(self.reference, part, self.temperature)[0]
+
+        rows = divided(replies.lengths)
+        found = [torch.zeros(replies.mask.shape, device=replies.mask.device) for _ in range(4)]
+        for part, columns in zip(rows, side_by_side(both, rows), strict=True):
+            for whole, some in zip(found, columns, strict=True):
+                whole[part, : some.shape[1]] = some
+        return found
+
     def read(self, replies: ReplyBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """log π, V of the state before each reply token, and the entropy (0 with gradient): each (B, R)."""
-        temperature = self.config.sampling.temperature
         if not isinstance(self.critic, ValueHead):
-            logprobs, entropy = reply_logprobs(self.policy, replies, temperature)
+            logprobs, entropy = reply_logprobs(self.policy, replies, self.temperature)
             return logprobs, self.values(replies), entropy
         states = reply_states(self.policy, replies)
-        chosen, entropy = token_logprobs(self.policy, states, replies.tokens[replies.mask], temperature)
+        chosen, entropy = token_logprobs(self.policy, states, replies.tokens[replies.mask], self.temperature)
         return tuple(in_columns(x, replies.mask) for x in (chosen, self.critic(states), entropy))
 
     def values(self, replies: ReplyBatch) -> torch.Tensor:
         """V by a critic of its own: (B, R), 0 outside the mask."""
-        return self.critic(replies.ids).gather(1, state_columns(replies)) * replies.mask
+        return in_columns(self.critic.at(replies.ids, state_places(replies), replies.lengths), replies.mask)
 
     def rewards(
         self, logprobs: torch.Tensor, ref_logprobs: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor
@@ -293,25 +306,40 @@ class PPO:
         return updates, epochs
 
     def minibatch(self, mb: Experience) -> dict[str, float]:
-        """One gradient step on a minibatch."""
+        """One gradient step on a minibatch, computed in parts, one for each core."""
+        parts = self.parts(mb)
+        self.optimizer.zero_grad()
+        shares = [part.size / mb.size for part in parts]
+        figures = add_gradients(self.loss, parts, shares, self.trained)
+        for model in (self.policy, self.critic):
+            nn.utils.clip_grad_norm_(model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.pulse()
+        return weighted_means(figures, shares)
+
+    def loss(self, mb: Experience) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """What the step minimises, a mean over the minibatch's reply tokens, and what is told of it."""
         logprobs, values, _ = self.read(mb)
         pg_loss, clipfrac = policy_loss(logprobs, mb.logprobs, mb.advantages, mb.mask, self.config.clip_range)
         v_loss = value_loss(values, mb.values, mb.returns, mb.mask, self.config.value_clip_range)
         shared = isinstance(self.critic, ValueHead)  # models that share no weights need no coefficient between them
-        self.optimizer.zero_grad()
-        (pg_loss + v_loss * (self.config.value_coefficient if shared else 1.0)).backward()
-        for model in (self.policy, self.critic):
-            nn.utils.clip_grad_norm_(model.parameters(), self.config.clip_norm)
-        self.optimizer.step()
-        with torch.no_grad():
-            approx_kl = masked_mean(k3(mb.logprobs, logprobs), mb.mask)
-        self.pulse()
-        return {
-            "policy_loss": pg_loss.item(),
-            "value_loss": v_loss.item(),
-            "clipfrac": clipfrac.item(),
-            "approx_kl": approx_kl.item(),
-        }
+        loss = pg_loss + v_loss * (self.config.value_coefficient if shared else 1.0)
+        approx_kl = masked_mean(k3(mb.logprobs, logprobs.detach()), mb.mask)
+        return loss, {"policy_loss": pg_loss, "value_loss": v_loss, "clipfrac": clipfrac, "approx_kl": approx_kl}
+
+    def parts(self, mb: Experience) -> list[Experience]:
+        """The minibatch divided among the cores (`rlhf_lab.cores`): what is computed is the same."""
+        rows = divided(mb.lengths)
+        return [mb] if len(rows) == 1 else [mb.rows(part) for part in rows]
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        return [*self.policy.parameters(), *self.critic.parameters()]
+
+    @property
+    def temperature(self) -> float:
+        """At which log-probabilities are computed: that of sampling (detail 3)."""
+        return self.config.sampling.temperature
 
 
 def train_ppo(trainer: PPO, prompts: Sequence[str]) -> Iterator[StepStats]:

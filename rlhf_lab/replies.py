@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from .models import hidden_states
+from .models import states_at
 from .text import Dialogue, pad_right
 
 
@@ -26,6 +26,11 @@ class ReplyBatch:
     prompt_lengths: torch.Tensor  # (B,)
     mask: torch.Tensor  # (B, R)
     tokens: torch.Tensor  # (B, R) the reply's tokens
+
+    @property
+    def size(self) -> int:
+        """How many real reply tokens there are."""
+        return int(self.mask.sum())
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -54,17 +59,18 @@ def reply_batch(dialogues: Sequence[Dialogue], pad_id: int, device: torch.device
     return ReplyBatch(*(t.to(device) for t in (ids, prompt_lengths, mask, tokens)))
 
 
-def state_columns(replies: ReplyBatch) -> torch.Tensor:
-    """The column of the state before each reply token, i.e. of the token before it: (B, R)."""
-    position = torch.arange(replies.mask.shape[1], device=replies.mask.device)
-    return (replies.prompt_lengths[:, None] - 1 + position).clamp(max=replies.ids.shape[1] - 1)
+def state_places(replies: ReplyBatch) -> torch.Tensor:
+    """Where the state before each real reply token stands, (N,), numbered through the flattened batch (B·T).
+
+    That is the place of the token before it: for the first one, the prompt's last token.
+    """
+    row, column = replies.mask.nonzero(as_tuple=True)
+    return row * replies.ids.shape[1] + replies.prompt_lengths[row] - 1 + column
 
 
 def reply_states(model: PreTrainedModel, replies: ReplyBatch) -> torch.Tensor:
     """The final hidden state before each real reply token, (N, d), row after row; N is the number of such tokens."""
-    hidden = hidden_states(model, replies.ids)  # (B, T, d)
-    row = torch.arange(len(hidden), device=hidden.device)[:, None].expand_as(replies.mask)
-    return hidden[row[replies.mask], state_columns(replies)[replies.mask]]
+    return states_at(model, replies.ids, state_places(replies), replies.lengths)
 
 
 def token_logprobs(

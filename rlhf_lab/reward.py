@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import RewardConfig
+from .cores import add_gradients, divided, side_by_side
 from .errors import InputError
 from .language import make_optimizer, step_generator
 from .models import head_of, last_hidden, sequence_scores
@@ -205,13 +206,12 @@ def train_reward_model(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, (step + 1) / (total / 20)) * (1 - step / total)
         batch = batch_at(step)
-        loss, accuracy = reward_loss(model, batch, config.loss)
         optimizer.zero_grad()
-        loss.backward()
+        loss, accuracy = reward_gradients(model, batch, config.loss)
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.step()
         seen += sum(len(item.pairs) for item in batch)
-        yield RewardPoint(step + 1, seen, loss.item(), accuracy)
+        yield RewardPoint(step + 1, seen, loss, accuracy)
 
 
 def reward_loss(
@@ -224,10 +224,18 @@ def reward_loss(
     mean weight of their pairs, so a pair of weight 2 counts like the same pair given twice. The Plackett-Luce
     likelihood is of whole rankings and knows no weights of pairs: InputError.
     """
+    value, hit = question_losses(model, batch, loss)
+    return value, hit.mean().item() if len(hit) else float("nan")
+
+
+def question_losses(
+    model: PreTrainedModel, batch: Sequence[RankedReplies], loss: str = "pairs"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `reward_loss` averages: the mean loss, and for each strict pair whether it was put in the right order."""
     if loss == "plackett-luce" and any(item.weights for item in batch):
         raise InputError('loss "plackett-luce" is of whole rankings and cannot weigh pairs; use the loss "pairs"')
     scores = score_dialogues(model, [d for item in batch for d in item.dialogues])
-    losses, sizes, hits = [], [], []
+    losses, hits = [], []
     for item, own in zip(batch, scores.split([len(item.dialogues) for item in batch]), strict=True):
         better, worse, tie = (torch.tensor(column, device=own.device) for column in zip(*item.pairs, strict=True))
         margin = torch.where(tie.bool(), 0.0, torch.full_like(own[better], item.margin))
@@ -236,11 +244,34 @@ def reward_loss(
         losses.append(
             plackett_luce_loss(own, item.tiers) if loss == "plackett-luce" else (weights * pair_losses).mean()
         )
-        sizes.append(weights.mean())
         hits.append((own[better] > own[worse])[~tie.bool()])
-    hit = torch.cat(hits).float()
-    mean = torch.stack(losses).sum() / torch.stack(sizes).sum().clamp(min=1e-12)  # a batch of weight 0 teaches nothing
-    return mean, hit.mean().item() if len(hit) else float("nan")
+    size = max(sum(map(question_weight, batch)), 1e-12)  # a batch of weight 0 teaches nothing
+    return torch.stack(losses).sum() / size, torch.cat(hits).float()
+
+
+def question_weight(item: RankedReplies) -> float:
+    """How much a question counts: the mean weight of its pairs."""
+    return sum(item.weights) / len(item.weights) if item.weights else 1.0
+
+
+def reward_gradients(
+    model: PreTrainedModel, batch: Sequence[RankedReplies], loss: str = "pairs"
+) -> tuple[float, float]:
+    """Adds the gradient of `reward_loss` to the model's, the questions divided among the cores; returns both."""
+    device = next(model.parameters()).device
+    tokens = torch.tensor([sum(len(d.ids) for d in item.dialogues) for item in batch], device=device)
+    parts = [[batch[i] for i in rows.tolist()] for rows in divided(tokens)]
+    sizes = [max(sum(map(question_weight, part)), 1e-12) for part in parts]
+    shares = [size / sum(sizes) for size in sizes]
+
+    def part_loss(part: Sequence[RankedReplies]) -> tuple[torch.Tensor, tuple[float, torch.Tensor]]:
+        value, hit = question_losses(model, part, loss)
+        return value, (value.item(), hit)
+
+    told = add_gradients(part_loss, parts, shares, model.parameters())
+    hit = torch.cat([hit for _, hit in told])
+    value = sum(share * value for share, (value, _) in zip(shares, told, strict=True))
+    return value, hit.mean().item() if len(hit) else float("nan")
 
 
 def score_dialogues(model: PreTrainedModel, dialogues: Sequence[Dialogue]) -> torch.Tensor:
@@ -253,7 +284,7 @@ def score_dialogues(model: PreTrainedModel, dialogues: Sequence[Dialogue]) -> to
 @torch.no_grad()
 def score_many(model: PreTrainedModel, dialogues: Sequence[Dialogue], batch_size: int = 64) -> torch.Tensor:
     """Scores (N,) of any number of dialogues, dialogues of like length together, on the CPU."""
-    return _in_batches(lambda batch: score_dialogues(model, batch), dialogues, batch_size)
+    return _in_batches(lambda batch: score_dialogues(model, batch), model, dialogues, batch_size)
 
 
 @torch.no_grad()
@@ -265,15 +296,21 @@ def features_of(model: PreTrainedModel, dialogues: Sequence[Dialogue], batch_siz
         device = next(model.parameters()).device
         return last_hidden(model, ids.to(device), lengths.to(device))
 
-    return _in_batches(features, dialogues, batch_size)
+    return _in_batches(features, model, dialogues, batch_size)
 
 
-def _in_batches(function, dialogues: Sequence[Dialogue], batch_size: int) -> torch.Tensor:
+def _in_batches(
+    function: Callable[[Sequence[Dialogue]], torch.Tensor],
+    model: PreTrainedModel,
+    dialogues: Sequence[Dialogue],
+    batch_size: int,
+) -> torch.Tensor:
+    """function(batch) of dialogues of like length, the batches side by side on the cores, in the dialogues' order."""
     order = sorted(range(len(dialogues)), key=lambda i: len(dialogues[i].ids))
-    parts = [
-        function([dialogues[i] for i in order[at : at + batch_size]]).cpu() for at in range(0, len(order), batch_size)
-    ]
-    joined = torch.cat(parts)
+    cores = torch.get_num_threads() if next(model.parameters()).device.type == "cpu" else 1
+    size = min(batch_size, -(-len(order) // cores))
+    batches = [[dialogues[i] for i in order[at : at + size]] for at in range(0, len(order), size)]
+    joined = torch.cat(side_by_side(lambda batch: function(batch).cpu(), batches))
     result = torch.empty_like(joined)
     result[torch.tensor(order)] = joined
     return result

@@ -1,0 +1,106 @@
+"""One part of a batch for each core: gradients and scores computed side by side.
+
+A small model's operations are too short to be split: two OpenMP threads wait for each other after every one of them,
+and where another program (a browser) takes a core for a moment, both wait for it each time. So the lab splits the batch
+instead: each thread takes some rows through the whole model and meets the others once a step. The gradient of a mean is
+the weighted sum of the parts' gradients, so the numbers are those of the undivided batch, up to rounding.
+
+The number of parts follows `torch.get_num_threads()`: 1 (as in the live loop's worker) means no division.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+from typing import TypeVar
+
+import torch
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+SMALLEST = 192  # tokens: below this a part costs more in overhead than it saves
+
+
+def divided(lengths: torch.Tensor) -> list[torch.Tensor]:
+    """Numbers of the rows that each core takes, of a batch whose rows have these lengths (B,) in tokens.
+
+    Every part gets rows of like lengths, so that all take about as long. One part only on a GPU, and for small batches.
+    """
+    parts = 1
+    if lengths.device.type == "cpu":
+        parts = max(1, min(torch.get_num_threads(), len(lengths), int(lengths.sum()) // SMALLEST))
+    if parts == 1:
+        return [torch.arange(len(lengths), device=lengths.device)]
+    order = lengths.argsort(descending=True, stable=True)
+    return [order[part::parts].sort().values for part in range(parts)]
+
+
+def side_by_side(function: Callable[[P], R], parts: Sequence[P]) -> list[R]:
+    """function(part) for every part, as many at a time as there are threads; results in the order of the parts.
+
+    Each thread computes with one core. What a part raises is raised here, after the other threads have ended.
+    """
+    threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+    workers = min(threads, len(parts))
+    if workers <= 1:
+        return [function(part) for part in parts]
+    numbers, results = iter(range(len(parts))), {}
+
+    def work() -> None:
+        with torch.set_grad_enabled(grad):  # the mode belongs to a thread
+            while (number := next(numbers, None)) is not None:
+                results[number] = function(parts[number])
+
+    torch.set_num_threads(1)
+    try:
+        others = [_pool().submit(work) for _ in range(workers - 1)]
+        try:
+            work()
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
+        return [results[number] for number in range(len(parts))]
+    finally:
+        torch.set_num_threads(threads)
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads for all who compute side by side: as many as they ask for together, made when they are first needed."""
+    return ThreadPoolExecutor(256, "rlhf-lab core", initializer=torch.set_num_threads, initargs=(1,))
+
+
+def add_gradients(
+    loss: Callable[[P], tuple[torch.Tensor, R]],
+    parts: Sequence[P],
+    shares: Sequence[float],
+    parameters: Iterable[torch.Tensor],
+) -> list[R]:
+    """Adds the gradient of Σ share · loss(part) to every parameter's `.grad`; returns what else `loss` gave, by part.
+
+    `loss(part)` gives a scalar, the mean over the part, and anything to be reported; `shares` are the parts' weights in
+    the whole batch and add up to 1.
+    """
+    trained = [p for p in parameters if p.requires_grad]
+
+    def gradients(job: tuple[P, float]) -> tuple[R, Sequence[torch.Tensor | None]]:
+        part, share = job
+        value, told = loss(part)
+        return told, torch.autograd.grad(value * share, trained, allow_unused=True)
+
+    results = side_by_side(gradients, list(zip(parts, shares, strict=True)))
+    for _, grads in results:
+        for parameter, grad in zip(trained, grads, strict=True):
+            if grad is not None:
+                parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+    return [told for told, _ in results]
+
+
+def weighted_means(figures: Sequence[dict[str, torch.Tensor]], shares: Sequence[float]) -> dict[str, float]:
+    """Means over the whole batch from those of its parts."""
+    return {
+        name: sum(share * part[name].item() for part, share in zip(figures, shares, strict=True)) for name in figures[0]
+    }
