@@ -180,11 +180,11 @@ class GroupConfig:
     group_size: int = 4  # replies to each prompt
     minibatches: int = 1  # of whole groups; with one, and one epoch, the loss is REINFORCE's and nothing is clipped
     epochs: int = 1
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     anneal: bool = True  # the learning rate falls linearly to 0 over `steps`
     adam_eps: float = 1e-5
     clip_norm: float = 1.0
-    kl_coefficient: float = 0.05  # β at the start
+    kl_coefficient: float = 0.1  # β at the start
     kl_target: float | None = None  # nats a reply; None keeps β fixed
     kl_horizon: float = 2_000.0  # episodes
     max_kl_step: float | None = 0.05  # epochs stop early past this approximate KL (nats a token) to the step's start
@@ -250,6 +250,7 @@ class GRPOConfig(GroupConfig):
 class RaftConfig(GroupConfig):
     """Rejection sampling: SFT on the best reply of each group (RAFT: Dong et al., arXiv:2304.06767)."""
 
+    learning_rate: float = 3e-4
     kl_coefficient: float = 0.0
 
 
@@ -257,7 +258,8 @@ class RaftConfig(GroupConfig):
 class OnlineDPOConfig(GroupConfig):
     """DPO on the policy's own pairs, ordered as they come (Guo et al., arXiv:2402.04792): best and worst of a group."""
 
-    kl_coefficient: float = 0.1  # DPO's β; it stays as it is
+    learning_rate: float = 4e-4
+    kl_coefficient: float = 0.3  # DPO's β; it stays as it is
     label_smoothing: float = 0.0
     answered: int = 8  # answered questions beside each minibatch, where the trainer is given any
     answered_weight: float = 1.0  # of their loss
@@ -272,6 +274,17 @@ class OnlineDPOConfig(GroupConfig):
             answered=(self.answered >= 1, "at least 1"),
             answered_weight=(self.answered_weight >= 0, "0 or more"),
         )
+
+
+@dataclass(frozen=True)
+class BestOfNConfig:
+    """No training: n replies to each prompt, of which the best is given (Stiennon et al., arXiv:2009.01325)."""
+
+    n: int = 8
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        _check(self, n=(self.n >= 1, "at least 1"))
 
 
 DirectLoss = Literal["dpo", "robust", "ipo", "kto"]
@@ -292,7 +305,7 @@ class DirectConfig:
     undesirable_weight: float = 1.0  # KTO's λ_U
     kto_baseline: Literal["mismatched", "zero"] = "mismatched"
     temperature: float = 1.0  # logits are divided by it; at the sampling temperature, π is the policy as it is sampled
-    learning_rate: float = 3e-4
+    learning_rate: float = 6e-4
     weight_decay: float = 0.0
     clip_norm: float = 1.0
 

@@ -306,7 +306,7 @@ def test_online_dpo_learns_a_simple_taste():
     trainer = online_dpo(policy, frozen_copy(policy), score_length, tokenizer(), ONLINE)
     stats = [trainer.step(PROMPTS) for _ in range(8)]
     assert stats[-1].reply_length < stats[0].reply_length - 3
-    assert stats[-1].kl > 0.2 and stats[0].kl == pytest.approx(0, abs=1e-4) and trainer.beta == 0.1
+    assert stats[-1].kl > 0.2 and stats[0].kl == pytest.approx(0, abs=1e-4) and trainer.beta == 0.3
 
 
 def flat(samples) -> torch.Tensor:
