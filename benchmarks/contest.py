@@ -241,7 +241,8 @@ class Ratio:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        digits = 2 if self.value >= 0.1 else 3
+        return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(self.value, self.low, self.high, d=digits)
 
 
 def median_ratio(ratios: Sequence[float], draws: int = 2000) -> Ratio:
