@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -65,22 +64,7 @@ class KLSignFlipped(PPO):
 class UntemperedLogprobs(PPO):
     """Samples at one temperature, computes log-probabilities at 1."""
 
-    def experience(self, samples, scores):
-        with self._at_temperature_one():
-            return super().experience(samples, scores)
-
-    def read(self, replies):
-        with self._at_temperature_one():
-            return super().read(replies)
-
-    @contextmanager
-    def _at_temperature_one(self) -> Iterator[None]:
-        kept = self.config
-        self.config = replace(kept, sampling=replace(kept.sampling, temperature=1.0))
-        try:
-            yield
-        finally:
-            self.config = kept
+    temperature = 1.0
 
 
 class EndTokenDropped(PPO):
@@ -147,24 +131,27 @@ class DropoutOn(PPO):
     """Leaves dropout on in the update pass: a tenth of each final hidden state is 0 (one layer stands for all)."""
 
     share = 0.1
+    minibatches_done = 0
 
-    def read(self, replies: ReplyBatch):
+    def minibatch(self, mb):
+        self.minibatches_done += 1
+        return super().minibatch(mb)
+
+    def read(self, replies):
         if not torch.is_grad_enabled():
             return super().read(replies)
         states = reply_states(self.policy, replies)
-        dropped = states * self._kept(states) / (1 - self.share)
-        chosen, _ = token_logprobs(self.policy, dropped, replies.tokens[replies.mask], self.config.sampling.temperature)
-        values = in_columns(self.critic(dropped), replies.mask) if self._shared else self.values(replies)
+        dropped = states * self.kept(states, replies) / (1 - self.share)
+        chosen, _ = token_logprobs(self.policy, dropped, replies.tokens[replies.mask], self.temperature)
+        shared = isinstance(self.critic, ValueHead)
+        values = in_columns(self.critic(dropped), replies.mask) if shared else self.values(replies)
         return in_columns(chosen, replies.mask), values, torch.zeros_like(values)
 
-    @property
-    def _shared(self) -> bool:
-        return isinstance(self.critic, ValueHead)
-
-    def _kept(self, states: torch.Tensor) -> torch.Tensor:
-        """Which entries stay, drawn anew for each minibatch, the same for the same seed."""
-        self._drawn = getattr(self, "_drawn", 0) + 1
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self._drawn)
+    def kept(self, states: torch.Tensor, replies: ReplyBatch) -> torch.Tensor:
+        """Which entries stay: drawn anew for each minibatch and part of one, the same for the same seed."""
+        generator = torch.Generator().manual_seed(
+            1_000_003 * self.seed + 7_919 * self.minibatches_done + int(replies.ids.sum())
+        )
         return (torch.rand(states.shape, generator=generator) >= self.share).to(states)
 
 
@@ -501,3 +488,80 @@ def compare(setup: Setup, switch: Switch, right: Sequence[ArmStep] | None = None
     arms = (right or run_arm(setup, switch, "right"), run_arm(setup, switch, "broken"))
     for pair in zip(*arms, strict=True):
         yield from pair
+
+
+# --- what one sees ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """A failure by its name, and the numbers that show it in this run."""
+
+    name: str
+    words: str
+
+
+def late(steps: Sequence[ArmStep], key: str) -> float:
+    """Mean of a metric over the last third of the steps: one step alone says little."""
+    last = steps[-max(1, len(steps) // 3) :]
+    return sum(step.metric(key) for step in last) / len(last)
+
+
+def whole(steps: Sequence[ArmStep], key: str) -> float:
+    """Mean of a metric over all steps."""
+    return sum(step.metric(key) for step in steps) / len(steps)
+
+
+def symptoms(steps: Sequence[ArmStep]) -> list[Symptom]:
+    """What is wrong with the broken arm beside the right one, in words; empty where this run shows no clear difference.
+
+    `steps` are those of `compare`, in any order. The thresholds are this lab's: larger than what differs between seeds
+    at its scale.
+    """
+    right, broken = ([step for step in steps if step.arm == arm] for arm in ARMS)
+    if not right or not broken:
+        return []
+    last = {key: (late(right, key), late(broken, key)) for key in _LATE}
+    over_all = {key: (whole(right, key), whole(broken, key)) for key in _WHOLE}
+    gain = [last["true_reward"][i] - arm[0].true_reward for i, arm in enumerate((right, broken))]
+    return [Symptom(name, words) for name, holds, words in _signs(last, over_all, gain) if holds]
+
+
+_LATE = ("true_reward", "logged_kl", "kl", "distinct", "truncated", "reply_length")
+_WHOLE = ("explained_variance", "approx_kl", "clipfrac", "value_loss")
+
+
+def _signs(
+    last: dict[str, tuple[float, float]], over_all: dict[str, tuple[float, float]], gain: Sequence[float]
+) -> Iterator[tuple[str, bool, str]]:
+    """Every symptom: its name, whether it holds, and its sentence. Pairs are (right, broken)."""
+    right, broken = last["logged_kl"]
+    yield "Negative KL", broken < -0.3, f"the KL that it logs is {broken:+.1f} nats a reply, and a KL is never negative"
+    right, broken = last["kl"]
+    yield "KL runs away", broken > max(1.5 * right, right + 1), f"{broken:.1f} nats a reply from SFT, not {right:.1f}"
+    flat = gain[0] > 0.3 and gain[1] < 0.35 * gain[0]
+    yield "Flat reward", flat, f"the reward rose by {gain[1]:+.2f}, beside it by {gain[0]:+.2f}"
+    right, broken = last["true_reward"]
+    yield "Less reward", not flat and right - broken > 0.25, f"{broken:+.2f} at the end, not {right:+.2f}"
+    right, broken = last["distinct"]
+    yield "Collapse", broken < 0.6 * right, f"{broken:.0%} of the replies differ, not {right:.0%}"
+    right, broken = last["truncated"]
+    yield "Replies do not end", broken > right + 0.1, f"{broken:.0%} ran into the limit, not {right:.0%}"
+    right, broken = last["reply_length"]
+    yield "Replies grow", broken > 1.25 * right, f"{broken:.0f} tokens, not {right:.0f}"
+    yield "Replies shrink", broken < 0.75 * right, f"{broken:.0f} tokens, not {right:.0f}"
+    right, broken = over_all["explained_variance"]
+    yield "The critic is lost", broken < right - 0.25, f"explained variance {broken:.2f} on average, not {right:.2f}"
+    right, broken = over_all["approx_kl"]
+    yield (
+        "Nothing moves",
+        broken < 0.1 * right,
+        f"a step moves the policy by {broken:.1g} nats a token, not {right:.1g}",
+    )
+    yield (
+        "Steps too large",
+        broken > 2 * right,
+        f"a step moves the policy by {broken:.1g} nats a token, not {right:.1g}",
+    )
+    right, broken = over_all["clipfrac"]
+    yield "Most is clipped", broken > right + 0.05, f"{broken:.0%} of the tokens clipped, not {right:.0%}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -87,6 +88,38 @@ PPO_METRICS = (
         unit="tokens",
     ),
 )  # fmt: skip
+
+
+# What tells a broken PPO from the right one (`rlhf_lab.ablations`).
+ABLATION_METRICS = {
+    metric.key: metric
+    for metric in (
+        Metric(
+            "true_reward", "Reward, rightly measured",
+            "Mean score of the replies, read as it should be. It should rise; flat means that nothing is learned.",
+        ),
+        Metric(
+            "logged_kl", "KL as logged (k1)",
+            "Mean of log π − log π_ref, as most code logs it. Below 0 by more than noise, something is wrong.",
+            unit="nats/reply", reference=0.0, reference_label="a true KL is never below 0",
+        ),
+        Metric(
+            "distinct", "Different replies",
+            "Share of a step's replies that differ from each other. Near 0 the policy says one thing to everybody.",
+            percent=True,
+        ),
+        Metric(
+            "value_loss", "Value loss",
+            "How wrong the critic is, squared. It should fall; its size follows the reward's.",
+        ),
+        Metric(
+            "truncated", "Cut off",
+            "Share of replies that ran into the token limit without an end token. Should be near 0.",
+            percent=True,
+        ),
+        *PPO_METRICS,
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -245,6 +278,71 @@ def reward_against_kl(
         )
         axis.legend(loc="best")
     return _done(figure)
+
+
+def ablation_curves(steps: Sequence[Any], metrics: Sequence[str], title: str = "", columns: int = 4) -> Figure:
+    """The right and the broken arm of `rlhf_lab.ablations.compare`, one panel for each of `metrics` by name."""
+    steps = _some(steps, "ablation_curves", "ArmStep")
+    unknown = [key for key in metrics if key not in ABLATION_METRICS]
+    if unknown:
+        raise InputError(f"ablation_curves: no metric {unknown[0]!r}; there are {', '.join(ABLATION_METRICS)}")
+    charts = []
+    for key in metrics:
+        metric = ABLATION_METRICS[key]
+        arms = {arm: [step for step in steps if step.arm == arm] for arm in ("right", "broken")}
+        lines = [Line(arm, [s.stats.step for s in run], [s.metric(key) for s in run]) for arm, run in arms.items()]
+        reference = metric.reference if key != "logged_kl" or min(s.metric(key) for s in steps) < 0 else None
+        charts.append(Chart(metric.title, lines, "PPO step", metric.unit, metric.percent, reference=reference))
+    figure = small_multiples(charts, columns, width=3.1 * min(columns, len(charts)))
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", color=INK)
+    return figure
+
+
+STRIP = (("kl_after", "KL"), ("reward", "reward"), ("value", "value"), ("advantage", "advantage"), ("ratio", "ratio"))
+
+
+def token_strip(reply: Any, title: str = "", width: float = 10.0) -> Figure:
+    """One reply under the microscope (a `rlhf_lab.microscope.ReplyView`): its tokens, and under each its numbers.
+
+    KL is after the update. The value's track has a line where the return is: the critic's error. A clipped token's
+    ratio is hatched. `width` is in inches.
+    """
+    tokens = _some(reply.tokens, "token_strip", "token")
+    places = np.arange(len(tokens))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            len(STRIP), 1, figsize=(width, 0.62 * len(STRIP) + 1.1), sharex=True, layout="constrained"
+        )
+        for axis, (key, name) in zip(axes, STRIP, strict=True):
+            _track(axis, tokens, key, name)
+        axes[0].set_title(title or f"{reply.prompt}   score {reply.score:+.2f}", pad=30)
+        above = axes[0].secondary_xaxis("top")
+        texts = ["end" if token.end else token.text.strip() or "·" for token in tokens]
+        above.set_xticks(places, texts, rotation=35, ha="left", color=INK)
+        above.tick_params(length=0)
+        above.spines["top"].set_visible(False)
+        axes[-1].set_xticks(places, [str(i + 1) for i in places])
+        axes[-1].set_xlabel("token")
+    return _done(figure)
+
+
+def _track(axis: Axes, tokens: Sequence[Any], key: str, name: str) -> None:
+    neutral = 1.0 if key == "ratio" else 0.0
+    heights = [getattr(token, key) - neutral for token in tokens]
+    colors = [PALETTE[1] if height > 0 else PALETTE[0] for height in heights]
+    bars = axis.bar(range(len(tokens)), heights, 0.72, bottom=neutral, color=colors, edgecolor="white", linewidth=0.4)
+    for bar, token in zip(bars, tokens, strict=True):
+        if key == "ratio" and token.clipped:
+            bar.set_hatch("////")
+    if key == "value":
+        for place, token in enumerate(tokens):
+            axis.plot([place - 0.42, place + 0.42], [token.return_] * 2, color=INK, linewidth=1.3)
+    axis.axhline(neutral, color=MUTED, linewidth=0.8)
+    axis.set_ylabel(name, rotation=0, ha="right", va="center")
+    axis.yaxis.set_major_locator(MaxNLocator(2))
+    axis.grid(visible=False, axis="x")
+    axis.margins(x=0.01, y=0.15)
 
 
 def bars(

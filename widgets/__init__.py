@@ -17,6 +17,8 @@ _HOMES = {
     "CurvesWidget": ".curves",
     "HistoryWidget": ".history",
     "Studio": ".studio",
+    "MicroscopeWidget": ".microscope",
+    "AblationPanel": ".ablations",
 }
 
 __all__ = sorted(_HOMES)
