@@ -269,3 +269,77 @@ def states(
         shape = Shape(config.num_attention_heads, config.rms_norm_eps, cos, sin, layout, last)
         x = Block.apply(shape, x, *weights_of(block)) if grad else block_forward(x, weights_of(block), shape)[0]
     return trunk.norm(x)
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+class Decoder:
+    """Writes replies token by token: keys and values of all earlier tokens lie in a cache of fixed size.
+
+    Prompts stand on the left of the cache, padded on the left, so that all rows write into the same column.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], new_tokens: int) -> None:
+        config = model.config
+        self.heads, self.eps = config.num_attention_heads, config.rms_norm_eps
+        trunk = model.base_model
+        self.embedding = trunk.embed_tokens.weight
+        self.head = (model.get_output_embeddings().weight * trunk.norm.weight).T
+        self.blocks = [_folded(weights_of(block)) for block in trunk.layers]
+        lengths = torch.tensor([len(ids) for ids in prompts])
+        width = int(lengths.max())
+        self.cos, self.sin = rotation(config, torch.arange(width + new_tokens))
+        self.positions, self.column = lengths.clone(), width  # of the next token
+        room = (len(prompts), self.heads, width + new_tokens, config.head_dim)
+        self.cache = [(torch.zeros(room), torch.zeros(room)) for _ in self.blocks]
+        hidden = torch.arange(width + new_tokens) < (width - lengths)[:, None]  # (B, columns): padding on the left
+        self.mask = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[:, None, None]
+        self.logits = self._read(model, prompts, lengths)  # (B, V), of the next token
+
+    def _read(self, model: PreTrainedModel, prompts: list[list[int]], lengths: torch.Tensor) -> torch.Tensor:
+        """Takes the prompts in, all tokens at once, and gives the logits behind each."""
+        width = self.column
+        ids = torch.tensor([ids + [0] * (width - len(ids)) for ids in prompts])
+        last = torch.arange(len(ids)) * width + lengths - 1
+        layout = layout_of(ids.shape, lengths, last)
+        cos, sin = (table.index_select(0, layout.positions) for table in (self.cos, self.sin))
+        x = self.embedding[layout.gather(ids).flatten()]
+        to_the_right = (torch.arange(width) - (width - lengths)[:, None]).clamp(min=0)[:, None, :, None]
+        for block, (keys, values) in zip(model.base_model.layers, self.cache, strict=True):
+            shape = Shape(self.heads, self.eps, cos, sin, layout, block is model.base_model.layers[-1])
+            x, (_, _, _, _, k, v, *_) = block_forward(x, weights_of(block), shape)
+            keys[:, :, :width] = k.gather(2, to_the_right.expand_as(k))
+            values[:, :, :width] = v.gather(2, to_the_right.expand_as(v))
+        return normed(x, self.eps)[0] @ self.head
+
+    def write(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Takes one more token a row (B,) in; returns the logits (B, V) of the next."""
+        at, x = self.column, self.embedding[tokens]  # (B, d)
+        cos, sin = self.cos[self.positions], self.sin[self.positions]
+        mask = self.mask[..., : at + 1]
+        for (w_qkv, wo, w_in, wdown), (keys, values) in zip(self.blocks, self.cache, strict=True):
+            qkv = (normed(x, self.eps)[0] @ w_qkv).view(len(x), 3 * self.heads, -1)
+            rotate_(qkv[:, : 2 * self.heads], cos, sin)
+            q, keys[:, :, at], values[:, :, at] = qkv.chunk(3, dim=1)
+            seen = nn.functional.scaled_dot_product_attention(
+                q[:, :, None], keys[:, :, : at + 1], values[:, :, : at + 1], attn_mask=mask
+            )
+            x = torch.addmm(x, seen.reshape(len(x), -1), wo)
+            gate, up = (normed(x, self.eps)[0] @ w_in).chunk(2, dim=-1)
+            x = torch.addmm(x, nn.functional.silu(gate).mul_(up), wdown)
+        self.column, self.positions = at + 1, self.positions + 1
+        self.logits = normed(x, self.eps)[0] @ self.head
+        return self.logits
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Goes on with these rows only."""
+        self.cache = [(keys[rows], values[rows]) for keys, values in self.cache]
+        self.mask, self.positions, self.logits = self.mask[rows], self.positions[rows], self.logits[rows]
+
+
+def _folded(weights: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A block's four matrices as `Decoder.write` multiplies by them, from the right."""
+    gain1, wq, wk, wv, wo, gain2, wgate, wup, wdown = weights
+    matrices = torch.cat((wq, wk, wv)) * gain1, wo, torch.cat((wgate, wup)) * gain2, wdown
+    return tuple(matrix.T.contiguous() for matrix in matrices)

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from . import fast
 from .config import SamplingConfig
+from .cores import side_by_side
 from .errors import InputError
 from .models import fingerprint
 from .records import Candidate, Question, new_id
@@ -37,9 +39,9 @@ def sample(
 ) -> list[Sample]:
     """One reply to each prompt, drawn at `config.temperature` (0: the likeliest token each time).
 
-    Prompts are padded on the left with position ids from their mask, so that every reply starts in the same column.
-    Rows that have ended leave the batch. The same seed gives the same replies. Raises InputError when a prompt leaves
-    no room for a reply.
+    Rows that have ended leave the batch, and each core takes some of the rows. Chance is drawn beforehand, a number for
+    each token of each reply, so the same seed gives the same replies however the rows are divided. Raises InputError
+    when a prompt leaves no room for a reply.
     """
     config = config or SamplingConfig()
     positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize  # some models know no limit
@@ -48,16 +50,37 @@ def sample(
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) > room:
             raise InputError(f"prompt {prompt[:40]!r}… has {len(ids)} tokens; at most {room} leave room for a reply")
+    chance = random_numbers(len(prompts), config, generator)
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # prompts of like length share a batch
     samples: list[Sample | None] = [None] * len(prompts)
-    for start in range(0, len(order), config.batch_size):
-        rows = order[start : start + config.batch_size]
-        replies = sample_tokens(model, [encoded[i] for i in rows], tokenizer.eos_token_id, config, generator)
+
+    def write(rows: Sequence[int]) -> list[list[int]]:
+        chosen = None if chance is None else chance[list(rows)]
+        return _sampled(model, [encoded[i] for i in rows], tokenizer.eos_token_id, config, chosen)
+
+    batches = _batches(order, config.batch_size, model)
+    for rows, replies in zip(batches, side_by_side(write, batches), strict=True):
         for i, reply in zip(rows, replies, strict=True):
             dialogue = Dialogue((*encoded[i], *reply), len(encoded[i]))
             ended = bool(reply) and reply[-1] == tokenizer.eos_token_id
             samples[i] = Sample(prompts[i], decode_reply(tokenizer, reply), dialogue, not ended)
     return samples  # type: ignore[return-value]
+
+
+def _batches(order: Sequence[int], batch_size: int, model: PreTrainedModel) -> list[Sequence[int]]:
+    """Rows in batches of at most `batch_size`; on a processor at least one for each core, none below 16 rows."""
+    cores = torch.get_num_threads() if next(model.parameters()).device.type == "cpu" else 1
+    size = min(batch_size, max(16, -(-len(order) // cores)))
+    return [order[at : at + size] for at in range(0, len(order), size)]
+
+
+def random_numbers(
+    replies: int, config: SamplingConfig, generator: torch.Generator | None = None
+) -> torch.Tensor | None:
+    """All chance that some replies need: uniform numbers in [0, 1), (replies, max_new_tokens); None when greedy."""
+    if config.temperature == 0:
+        return None
+    return torch.rand(replies, config.max_new_tokens, generator=generator, dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -69,45 +92,97 @@ def sample_tokens(
     generator: torch.Generator | None = None,
 ) -> list[list[int]]:
     """The reply tokens of each prompt, end token included where it came. All prompts run in one batch."""
-    device = next(model.parameters()).device
-    width = max(len(ids) for ids in prompts)
-    ids = torch.tensor([[end_id] * (width - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
-    alive = torch.arange(len(prompts), device=device)
+    return _sampled(model, prompts, end_id, config, random_numbers(len(prompts), config, generator))
+
+
+@torch.no_grad()
+def _sampled(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    end_id: int,
+    config: SamplingConfig,
+    chance: torch.Tensor | None,
+) -> list[list[int]]:
+    """`sample_tokens` with its chance drawn: the loop over tokens. Rows that have ended leave the batch."""
+    decoder = (fast.Decoder if fast.supported(model) else Decoder)(
+        model, list(map(list, prompts)), config.max_new_tokens
+    )
+    alive = torch.arange(len(prompts), device=decoder.logits.device)
     replies: list[list[int]] = [[] for _ in prompts]
-    for _ in range(config.max_new_tokens):
-        hidden = model.base_model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        ).last_hidden_state[:, -1]
-        tokens = draw(model.get_output_embeddings()(hidden), config, generator)  # (alive,)
+    for step in range(config.max_new_tokens):
+        tokens = draw(decoder.logits, config, chance=None if chance is None else chance[alive.cpu(), step])  # (alive,)
         for row, token in zip(alive.tolist(), tokens.tolist(), strict=True):
             replies[row].append(token)
         going = (tokens != end_id).nonzero().squeeze(1)
-        if len(going) == 0:
+        if len(going) == 0 or step + 1 == config.max_new_tokens:
             break
         if len(going) < 0.75 * len(alive):  # dropping rows copies the cache: worth it only for many
-            cache.batch_select_indices(going)
-            alive, tokens, mask, positions = alive[going], tokens[going], mask[going], positions[going]
-        ids = tokens[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        positions = positions[:, -1:] + 1
+            decoder.keep(going)
+            alive, tokens = alive[going], tokens[going]
+        decoder.write(tokens)
     return [_up_to_end(reply, end_id) for reply in replies]
 
 
-def draw(logits: torch.Tensor, config: SamplingConfig, generator: torch.Generator | None = None) -> torch.Tensor:
-    """One token a row (B,) from logits (B, V): softmax(logits / temperature), cut to the `top_k` likeliest."""
+class Decoder:
+    """A model of any architecture that takes in prompts, then one token a row at a time, with a key-value cache.
+
+    Prompts are padded on the left, with position ids from their mask, so that every reply starts in the same column.
+    `logits` (B, V) are those of the next token.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], new_tokens: int) -> None:
+        self.model, device = model, next(model.parameters()).device
+        width = max(len(ids) for ids in prompts)
+        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
+        self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+        self.cache = DynamicCache(config=model.config)
+        self.logits = self._forward(ids)
+
+    def _forward(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.model.base_model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        return self.model.get_output_embeddings()(hidden)
+
+    def write(self, tokens: torch.Tensor) -> None:
+        """Takes one more token a row (B,) in."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        self.positions = self.positions[:, -1:] + 1
+        self.logits = self._forward(tokens[:, None])
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Goes on with these rows only."""
+        self.cache.batch_select_indices(rows)
+        self.mask, self.positions = self.mask[rows], self.positions[rows]
+
+
+def draw(
+    logits: torch.Tensor,
+    config: SamplingConfig,
+    generator: torch.Generator | None = None,
+    chance: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One token a row (B,) from logits (B, V): softmax(logits / temperature), cut to the `top_k` likeliest.
+
+    `chance` (B,), uniform in [0, 1), decides; without it the generator draws it. The token is the first whose
+    cumulative probability exceeds it (inverse transform sampling).
+    """
     if config.temperature == 0:
         return logits.argmax(-1)
     logits = logits.float() / config.temperature
     if config.top_k is not None and config.top_k < logits.shape[-1]:
         floor = logits.topk(config.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < floor, -torch.inf)
-    chances = logits.softmax(-1)
-    if generator is not None:  # a seed means the same replies wherever the model is: chance stays on the CPU
-        chances = chances.to(generator.device)
-    return torch.multinomial(chances, 1, generator=generator).squeeze(1).to(logits.device)
+    if chance is None:
+        chance = torch.rand(len(logits), generator=generator, dtype=torch.float64)
+    below = logits.softmax(-1).cumsum(-1, dtype=torch.float64)  # (B, V)
+    goal = chance.to(below.device)[:, None] * below[:, -1:]  # rounding: the last entry is not quite 1
+    return torch.searchsorted(below, goal, right=True).squeeze(1)
 
 
 def _up_to_end(reply: list[int], end_id: int) -> list[int]:
