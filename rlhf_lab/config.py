@@ -324,9 +324,15 @@ class DirectConfig:
 Strategy = Literal["random", "disagreement", "information", "coverage"]  # which question next: rlhf_lab.selection
 
 
+OnlineMethod = Literal["ppo", "rloo", "grpo", "online-dpo"]  # what may move the policy while a person ranks
+
+
 @dataclass(frozen=True)
 class LiveConfig:
-    """The live loop: one person's rankings, a reward model that learns each at once, PPO in the background."""
+    """The live loop: one person's rankings, a reward model that learns each at once, PPO in the background.
+
+    Another `method` than PPO takes from `ppo` what the two share (batch, KL target, sampling …), or `group` whole.
+    """
 
     candidates: int = 4
     buffer: int = 2  # questions written ahead; few, so that they come from a recent policy
@@ -349,6 +355,8 @@ class LiveConfig:
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(batch_size=32, minibatches=2, anneal=False, kl_target=4.0, kl_horizon=500.0)
     )
+    method: OnlineMethod = "ppo"
+    group: GroupConfig | None = None  # a method's own options, of its own kind
 
     def __post_init__(self) -> None:
         _positive(self, "buffer", "window", "win_rate_every", "win_rate_prompts", "prior_questions")
@@ -365,6 +373,8 @@ class LiveConfig:
             ask_among=(self.ask_among >= 1, "at least 1"),
             effects=(self.effects >= 0, "0 or more"),
             population=(self.population >= 2, "at least 2: a spread of tastes needs two people"),
+            method=(self.method in get_args(OnlineMethod), f"one of {', '.join(get_args(OnlineMethod))}"),
+            group=(self.group is None or self.method != "ppo", "None: PPO's options are in `ppo`"),
         )
 
 

@@ -17,6 +17,9 @@ What each form of feedback does:
 - a **vote** says that a reply is better (or worse) than the SFT model's average reply;
 - a **correction** puts the corrected text above the original, and the policy learns the text in a few SFT steps.
 
+`LiveConfig.method` names what moves the policy: PPO, RLOO or GRPO by the reward model's scores, or online DPO, which
+learns from the person's own rankings, ratings and corrections directly, beside pairs that the reward model orders.
+
 A label travels store → reward model → PPO's score. The store is the truth: a loop opened on it again starts with every
 answer that this annotator has given. Any label can be taken back (`undo`, `withdraw`), changed (by answering again), or
 used as the point to go back to (`rollback`); each is a new event in the store, and nothing is deleted.
@@ -43,13 +46,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .chat import Turn, conversation_prompt, write_replies
-from .config import LanguageConfig, LiveConfig, SamplingConfig
+from .config import LanguageConfig, LiveConfig, OnlineMethod, SamplingConfig
 from .errors import InputError
 from .evaluation import win_rate
 from .language import Batch, language_loss, step_generator, train_language
-from .models import Critic, frozen_copy
+from .methods import Config, Start, online_trainer, options_like
+from .models import frozen_copy
 from .personal import Key, PersonalReward, Prior, key_of, population_prior
-from .ppo import PPO, draw_prompts
+from .ppo import draw_prompts
 from .records import (
     ANSWERS,
     Answer,
@@ -63,11 +67,12 @@ from .records import (
     RolledBack,
     StateChanged,
     Taught,
+    Vote,
     WinRate,
     answer_from_dict,
     new_id,
 )
-from .reward import TasteModel, features_of
+from .reward import RankedReplies, TasteModel, encode_rankings, features_of
 from .sampling import made_with_of, sample
 from .selection import next_questions
 from .snapshots import Snapshot, Snapshots
@@ -78,12 +83,14 @@ if TYPE_CHECKING:
     from .runs import Run
 
 MESSAGES: dict[LoopState, str] = {
-    "idle": "Ready: rank replies, and press Start when PPO should follow them.",
-    "running": "PPO is moving the policy towards the reward model's idea of your taste.",
-    "paused": "PPO rests; your rankings still teach the reward model.",
+    "idle": "Ready: rank replies, and press Start when {method} should follow them.",
+    "running": "{method} is moving the policy towards the reward model's idea of your taste.",
+    "paused": "{method} rests; your rankings still teach the reward model.",
     "stopped": "The loop has ended; run the cell again for a new one.",
     "error": "The worker met a problem and waits; press Start to try again.",
 }
+
+TITLES: dict[OnlineMethod, str] = {"ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "online-dpo": "Online DPO"}
 
 
 # What the screen hands to the worker.
@@ -155,14 +162,10 @@ class LiveLoop:
         self.reward = PersonalReward(
             frozen_copy(reward_model), tokenizer, prior, self._anchor(reward_model), self.config
         )
-        self.ppo = PPO(
-            self.policy,
-            self.reference,
-            Critic(reward_model),
-            self.reward.score,
-            tokenizer,
-            replace(self.config.ppo, sampling=self._sampling),
-            seed,
+        self._pairs: dict[str, RankedReplies] = {}  # answer id → what it says of replies, as tokens
+        start = Start(self.reference, tokenizer, self._prompts, reward_model, self.reward.score)
+        self.ppo = online_trainer(  # PPO, or another with its face
+            self.config.method, self.policy, start, self._options(), seed, self._answered
         )
         self.ppo.pulse = self._pulse
         self.history: list[LiveEvent] = []
@@ -178,7 +181,8 @@ class LiveLoop:
         self._written = len(self.store.questions())  # so far, in earlier loops too: each has its own random source
         self._given: dict[Key, Answer] = {}  # this person's answers in force
         self._to_teach: list[Correction] = []
-        self._snapshots = Snapshots({"policy": self.policy, "critic": self.ppo.critic}, self.config.snapshots)
+        critic = {} if self.ppo.critic is None else {"critic": self.ppo.critic}
+        self._snapshots = Snapshots({"policy": self.policy} | critic, self.config.snapshots)
         self._now = self._start = self._snapshots.take(0, self.ppo.beta)
         self._changed = False  # policy or critic, since that snapshot
         self._before: dict[str, Snapshot] = {}  # answer id → the weights just before it
@@ -435,7 +439,7 @@ class LiveLoop:
         self._changed = True  # the step goes on: the next label needs a snapshot of its own
 
     def _ppo_step(self) -> None:
-        prompts = draw_prompts(self._prompts, self.config.ppo.batch_size, self.ppo.generator(salt=5))
+        prompts = draw_prompts(self._prompts, self.ppo.config.prompts_per_step, self.ppo.generator(salt=5))
         self._changed = True
         stats = self.ppo.step(prompts)
         self._say(stats)
@@ -583,7 +587,24 @@ class LiveLoop:
         self._replay = [s.dialogue for s in written if not s.truncated] or [s.dialogue for s in written]
         return features_of(reward_model, [s.dialogue for s in written])
 
+    def _options(self) -> Config:
+        """The method's options, with the loop's sampling."""
+        if self.config.group is not None:
+            return replace(self.config.group, sampling=self._sampling)
+        method, ppo = self.config.method, replace(self.config.ppo, sampling=self._sampling)
+        steered = {"kl_target": ppo.kl_target, "kl_horizon": ppo.kl_horizon}  # DPO's β is no brake to steer
+        return options_like(method, ppo, **({} if method == "online-dpo" else steered))
+
     # --- labels, state and events ---
+
+    def _answered(self) -> list[RankedReplies]:
+        """What the answers that the worker has taken in say of replies: what online DPO learns from directly."""
+        given = [answer for answer in self.reward.answers if not isinstance(answer, Vote)]
+        if new := [answer for answer in given if answer.id not in self._pairs]:
+            asked = self.store.questions({answer.question_id for answer in new})
+            read = encode_rankings(self.tokenizer, asked, new, self.policy.config.max_position_embeddings)
+            self._pairs |= zip((answer.id for answer in new), read, strict=True)
+        return [self._pairs[answer.id] for answer in given]
 
     def _reread(self) -> list[tuple[Question, Answer]]:
         """This person's answers in force, from the store; those that decide something, with their questions."""
@@ -612,8 +633,11 @@ class LiveLoop:
             if self._state == "stopped" or (self._ending and state != "stopped"):
                 raise InputError("this loop has ended; make a new one (run the cell again)")
             self._state = state
-        self._say(StateChanged(state, MESSAGES[state]))
+        self._say(StateChanged(state, self._message(state)))
         self._stir()
+
+    def _message(self, state: LoopState) -> str:
+        return MESSAGES[state].format(method=TITLES[self.config.method])
 
     def _check_alive(self) -> None:
         if self._ending:
@@ -634,7 +658,7 @@ class LiveLoop:
             if not self._ending:
                 self._state = "error"
         self._say(LoopError(where, message))
-        self._say(StateChanged(self._state, MESSAGES[self._state]))
+        self._say(StateChanged(self._state, self._message(self._state)))
 
     def _say(self, event: LiveEvent) -> None:
         with self._lock:

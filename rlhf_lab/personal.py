@@ -80,6 +80,11 @@ class PersonalReward:
 
     # --- learning ---
 
+    @property
+    def answers(self) -> list[Answer]:
+        """The answers that it has learned and not taken back, the latest last."""
+        return [entry.answer for entry in self._learned.values()]
+
     def learn(self, question: Question, answer: Answer) -> RewardUpdate:
         """Learns one answer, in place of an earlier one to the same question, and says what that did."""
         began = time.perf_counter()
