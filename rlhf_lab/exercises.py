@@ -850,3 +850,93 @@ def check_labels_to(function: Callable[[list[float], float], int | None]) -> boo
         "now a number can be compared.",
         "The first n with curve[n], curve[n+1], curve[n+2] ≥ target.",
     )
+
+
+# --- notebook 10: beyond PPO ------------------------------------------------------------------------------------------
+
+
+def check_dpo(dpo_loss: Callable[..., float]) -> bool:
+    """−log σ(β·((chosen − ref_chosen) − (rejected − ref_rejected))) of one pair, from four log-probabilities."""
+    chosen, rejected, ref_chosen, ref_rejected, beta = -10.0, -12.0, -11.0, -9.0, 0.5
+    z = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
+    causes = (
+        (_softplus(z), "That pulls the other way: the better reply's gain comes first, the worse one's is taken away."),
+        (_softplus(-beta * (chosen - rejected)), "The reference is missing: what counts is how far each reply moved."),
+        (_softplus(-z / beta), "β is missing: it multiplies the difference."),
+        (_softplus(-z / beta**2), "Multiply by β, do not divide."),
+        (1 / (1 + math.exp(-z)), "That is the probability of the person's choice; the loss is minus its logarithm."),
+        (-_softplus(-z), "The sign is wrong: a loss is −log P, and a probability's logarithm is negative."),
+    )
+    cases = [
+        Case((chosen, rejected, ref_chosen, ref_rejected, beta), _softplus(-z), causes),
+        Case((-10.0, -12.0, -10.0, -12.0, 0.1), math.log(2)),
+        Case((-900.0, -5.0, -5.0, -5.0, 1.0), 895.0),
+    ]
+    hint = "z = β·((chosen − ref_chosen) − (rejected − ref_rejected)); the loss is log(1 + e^−z)."
+    return check(dpo_loss, cases, "Right: a reward model's loss, with the policy as the reward model.", hint)
+
+
+def check_leave_one_out(advantages: Callable[[Sequence[float]], Sequence[float]]) -> bool:
+    """Each reward less the mean of the group's other rewards (RLOO)."""
+    rewards = [1.0, 3.0, 8.0]
+    mean = sum(rewards) / 3
+    right = [r - (sum(rewards) - r) / 2 for r in rewards]
+    causes = (
+        ([r - mean for r in rewards], "That mean has the reply itself in it; leave it out."),
+        ([r - (sum(rewards) - r) / 3 for r in rewards], "The others are n − 1, so divide their sum by n − 1."),
+        ([(sum(rewards) - r) / 2 for r in rewards], "That is the baseline; the advantage is the reward less it."),
+        ([-a for a in right], "The sign is turned: a reply better than the others has an advantage above 0."),
+    )
+    cases = [Case((rewards,), right, causes), Case(([2.0, 0.0],), [2.0, -2.0]), Case(([1.0] * 4,), [0.0] * 4)]
+    hint = "For each reward: itself, less the sum of the others divided by n − 1."
+    return check(advantages, cases, "Right: the others are the baseline, and no critic is needed.", hint)
+
+
+def check_group_advantages(advantages: Callable[[Sequence[float]], Sequence[float]]) -> bool:
+    """(score − mean) / (std + 1e-4) within a group, std with n − 1 (GRPO)."""
+
+    def of(scores: Sequence[float], less: int = 1, eps: float = 1e-4) -> list[float]:
+        mean = sum(scores) / len(scores)
+        std = math.sqrt(sum((s - mean) ** 2 for s in scores) / (len(scores) - less))
+        return [(s - mean) / (std + eps) for s in scores]
+
+    scores = [0.0, 1.0, 5.0]
+    mean = sum(scores) / 3
+    variance = sum((s - mean) ** 2 for s in scores) / 2
+    causes = (
+        ([s - mean for s in scores], "Divide by the group's standard deviation. (Without: Dr. GRPO, no bad choice.)"),
+        (of(scores, less=0), "That standard deviation divides by n; GRPO's divides by n − 1."),
+        ([(s - mean) / (variance + 1e-4) for s in scores], "Divide by the standard deviation, not by its square."),
+        (_softmax(scores), "No softmax: take the mean away, divide by the spread."),
+    )
+    cases = [
+        Case((scores,), of(scores), causes),
+        Case(([2.0, 2.0, 2.0],), [0.0] * 3),
+        Case(([-1.0, 1.0],), of([-1.0, 1.0])),
+    ]
+    hint = "(score − mean) / (std + 1e-4); the 1e-4 keeps a group whose scores are all equal from dividing by 0."
+    return check(advantages, cases, "Right. And where all scores are equal there is nothing to learn.", hint)
+
+
+def _softmax(values: Sequence[float]) -> list[float]:
+    total = sum(map(math.exp, values))
+    return [math.exp(value) / total for value in values]
+
+
+def check_best_of_n_kl(bound: Callable[[int], float]) -> bool:
+    """How far best-of-n can be from the model it samples from: log n − (n − 1)/n nats a reply."""
+    cases = [
+        Case(
+            (n,),
+            math.log(n) - (n - 1) / n,
+            (
+                (math.log(n), "Take (n − 1)/n away: the best of n is not always the rarest."),
+                (math.log2(n) - (n - 1) / n, "In nats: the natural logarithm, math.log."),
+                (math.log(n) + (n - 1) / n, "(n − 1)/n is taken away, not added."),
+                (math.log(n) - 1 / n, "It is (n − 1)/n that is taken away."),
+            ),
+        )
+        for n in (8, 1, 2)
+    ]
+    praise = "Right: KL grows with the logarithm of n only, while the cost grows with n."
+    return check(bound, cases, praise, "log n − (n − 1)/n, with math.log.")

@@ -29,6 +29,7 @@ from .config import (
     OnlineDPOConfig,
     PPOConfig,
     RaftConfig,
+    RewardConfig,
     RLOOConfig,
 )
 from .direct import JudgedReply, encode_votes, online_dpo, train_direct
@@ -228,6 +229,11 @@ def passes(config: Config, feedback: Feedback | None = None) -> float:
         return 0.0
     a_step, once, of_labels = _costs(config, feedback or Feedback())
     return config.steps * a_step + min(config.steps * once, of_labels)
+
+
+def reward_passes(config: RewardConfig, feedback: Feedback) -> float:
+    """What training a reward model on the rankings costs, in passes: what a method that needs one pays first."""
+    return 3.0 * config.epochs * sum(len(item.dialogues) for item in feedback.rankings)
 
 
 def within(config: Config, budget: float, feedback: Feedback | None = None) -> Config:

@@ -280,6 +280,50 @@ def reward_against_kl(
     return _done(figure)
 
 
+def gold_against_kl(
+    paths: Mapping[str, Sequence[tuple[Interval, Interval]]], start: Interval | None = None, title: str = ""
+) -> Figure:
+    """What each method reached: gold score against KL, both as intervals, a path a method in order of training.
+
+    The last point of a path bears its 95% intervals, the earlier ones are small. `start` is the SFT model's gold
+    score, at KL 0, where every path begins. The KL axis is spaced by √KL (Gao et al., arXiv:2210.10760).
+    """
+    for name in _some(list(paths), "gold_against_kl", "path"):
+        _some(paths[name], f"gold_against_kl: {name!r}", "(KL, gold)")
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(8.6, 4.4), layout="constrained")
+        axis.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0.0)), np.square))
+        for i, (name, path) in enumerate(paths.items()):
+            _path(axis, i, name, path, start)
+        if start is not None:
+            axis.axhline(start.value, color=MUTED, linestyle=":", linewidth=1.2)
+            axis.errorbar(0, start.value, [[start.value - start.low], [start.high - start.value]], color=INK,
+                          marker="P", markersize=7, capsize=3, label="SFT model", clip_on=False, zorder=5)  # fmt: skip
+        furthest = max(kl.high for path in paths.values() for kl, _ in path)
+        axis.set_xlim(0, max(furthest * 1.05, 0.1))
+        axis.xaxis.set_major_locator(FixedLocator([x for x in KL_TICKS if x <= axis.get_xlim()[1]]))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        axis.set(title=title, xlabel="KL to the SFT model (nats per reply; spaced by √KL)", ylabel="gold score")
+        axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return _done(figure)
+
+
+KL_TICKS = (0, 0.1, 0.5, 1, 2, 3, 5, 8, 12, 20, 30, 50, 100, 200, 500, 1000)
+
+
+def _path(axis: Axes, i: int, name: str, path: Sequence[tuple[Interval, Interval]], start: Interval | None) -> None:
+    color, marker = PALETTE[i % len(PALETTE)], MARKERS[(i + i // len(PALETTE)) % len(MARKERS)]
+    first = [(0.0, start.value)] if start is not None else []
+    x, y = zip(*first, *((kl.value, gold.value) for kl, gold in path), strict=True)
+    dash = DASHES[(i // len(PALETTE)) % len(DASHES)]
+    axis.plot(x, y, color=color, linestyle=dash, linewidth=1, alpha=0.55, marker=marker, markersize=2.5)
+    kl, gold = path[-1]
+    spread = ([[v.value - v.low], [v.high - v.value]] for v in (gold, kl))
+    axis.errorbar(kl.value, gold.value, *spread, color=color, marker=marker, markersize=7, elinewidth=0.9,
+                  capsize=2, linestyle="none", label=name)  # fmt: skip
+
+
 def ablation_curves(steps: Sequence[Any], metrics: Sequence[str], title: str = "", columns: int = 4) -> Figure:
     """The right and the broken arm of `rlhf_lab.ablations.compare`, one panel for each of `metrics` by name."""
     steps = _some(steps, "ablation_curves", "ArmStep")

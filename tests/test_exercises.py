@@ -1,9 +1,10 @@
-"""The checkers of notebooks 00 to 03: common mistakes get their cause (the solutions hold the right answers)."""
+"""The checkers of notebooks 00 to 03 and 10: common mistakes get their cause (the solutions hold the right answers)."""
 
 from __future__ import annotations
 
 import math
 import re
+import statistics
 
 import pytest
 
@@ -224,3 +225,70 @@ def test_mistakes_about_questions_get_their_cause(checker, answer, cause, capsys
 def test_right_answers_about_questions_are_praised(capsys):
     assert exercises.check_information(information) and exercises.check_labels_to(labels_to)
     assert said(capsys).count("\u2713") == 2
+
+
+# --- notebook 10 ---
+
+
+def dpo(chosen, rejected, ref_chosen, ref_rejected, beta):
+    z = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
+    return max(-z, 0.0) + math.log1p(math.exp(-abs(z)))
+
+
+def leave_one_out(rewards):
+    return [r - (sum(rewards) - r) / (len(rewards) - 1) for r in rewards]
+
+
+def standardised(scores, less=1):
+    mean = sum(scores) / len(scores)
+    std = math.sqrt(sum((s - mean) ** 2 for s in scores) / (len(scores) - less))
+    return [(s - mean) / (std + 1e-4) for s in scores]
+
+
+def best_of_n_kl(n):
+    return math.log(n) - (n - 1) / n
+
+
+@pytest.mark.parametrize(
+    "checker, answer, cause",
+    [
+        ("check_dpo", lambda c, r, rc, rr, b: dpo(r, c, rr, rc, b), "pulls the other way"),
+        ("check_dpo", lambda c, r, rc, rr, b: dpo(c, r, 0, 0, b), "reference is missing"),
+        ("check_dpo", lambda c, r, rc, rr, b: dpo(c, r, rc, rr, 1), "β is missing"),
+        ("check_dpo", lambda c, r, rc, rr, b: dpo(c, r, rc, rr, 1 / b), "do not divide"),
+        ("check_dpo", lambda c, r, rc, rr, b: math.exp(-dpo(c, r, rc, rr, b)), "minus its logarithm"),
+        ("check_dpo", lambda *a: -dpo(*a), "sign is wrong"),
+        ("check_leave_one_out", lambda r: [x - sum(r) / len(r) for x in r], "leave it out"),
+        ("check_leave_one_out", lambda r: [x - (sum(r) - x) / len(r) for x in r], "divide their sum by n − 1"),
+        ("check_leave_one_out", lambda r: [(sum(r) - x) / (len(r) - 1) for x in r], "That is the baseline"),
+        ("check_leave_one_out", lambda r: [-a for a in leave_one_out(r)], "sign is turned"),
+        ("check_group_advantages", lambda s: [x - sum(s) / len(s) for x in s], "Dr. GRPO"),
+        ("check_group_advantages", lambda s: standardised(s, less=0), "divides by n − 1"),
+        ("check_group_advantages", lambda s: [a / statistics.stdev(s) for a in standardised(s)], "not by its square"),
+        ("check_best_of_n_kl", lambda n: math.log(n), "away"),
+        ("check_best_of_n_kl", lambda n: math.log2(n) - (n - 1) / n, "natural logarithm"),
+        ("check_best_of_n_kl", lambda n: math.log(n) + (n - 1) / n, "not added"),
+    ],
+)
+def test_mistakes_about_other_methods_get_their_cause(checker, answer, cause, capsys):
+    assert not getattr(exercises, checker)(answer)
+    assert cause in said(capsys)
+
+
+def test_right_answers_about_other_methods_are_praised(capsys):
+    assert exercises.check_dpo(dpo) and exercises.check_leave_one_out(leave_one_out)
+    assert exercises.check_group_advantages(standardised) and exercises.check_best_of_n_kl(best_of_n_kl)
+    assert said(capsys).count("\u2713") == 4
+
+
+def test_what_is_right_in_an_exercise_is_what_the_package_does():
+    torch = pytest.importorskip("torch")
+    from rlhf_lab.direct import dpo_loss
+    from rlhf_lab.group import group_advantages
+    from rlhf_lab.group import leave_one_out as of_the_package
+
+    scores = [0.3, -1.0, 2.0, 0.3]
+    assert of_the_package(torch.tensor([scores]))[0].tolist() == pytest.approx(leave_one_out(scores), abs=1e-5)
+    assert group_advantages(torch.tensor([scores]))[0].tolist() == pytest.approx(standardised(scores), abs=1e-5)
+    gained = torch.tensor([1.0]), torch.tensor([-3.0])
+    assert dpo_loss(*gained, 0.5).item() == pytest.approx(dpo(-10.0, -12.0, -11.0, -9.0, 0.5), abs=1e-5)

@@ -15,6 +15,7 @@ from rlhf_lab.config import (
     OnlineDPOConfig,
     PPOConfig,
     RaftConfig,
+    RewardConfig,
     RLOOConfig,
     SamplingConfig,
 )
@@ -29,6 +30,7 @@ from rlhf_lab.methods import (
     options,
     options_like,
     passes,
+    reward_passes,
     train,
     within,
     write,
@@ -159,6 +161,8 @@ def test_costs_by_hand():
     kto = DirectConfig(loss="kto", steps=10, votes_per_batch=4)
     assert passes(kto, said) == 10 * 4 * 4 + 32
     assert passes(BestOfNConfig()) == 0
+    # a reward model: 16 replies in each of 2 epochs, with gradient
+    assert reward_passes(RewardConfig(epochs=2), said) == 2 * 16 * 3
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "best-of-n"])

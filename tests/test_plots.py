@@ -101,6 +101,25 @@ def test_reward_against_kl_uses_the_square_root_and_sorts():
         plots.reward_against_kl([0.0, 1.0], {"gold": [1.0]})
 
 
+def test_gold_against_kl_draws_a_path_a_method_from_the_sft_model_to_its_intervals():
+    kl, gold = Interval(1.0, 0.8, 1.5, 90), Interval(3.5, 3.4, 3.7, 90)
+    paths = {"DPO": [(Interval(0.25, 0.2, 0.3, 90), Interval(3.2, 3.1, 3.3, 90)), (kl, gold)], "PPO": [(kl, gold)]}
+    (axis,) = plots.gold_against_kl(paths, Interval(3.0, 2.9, 3.1, 90), "Bought").axes
+    dpo, ppo = (line for line in axis.lines if len(line.get_xdata()) > 1 and line.get_marker() in "os")
+    assert (list(dpo.get_xdata()), list(dpo.get_ydata())) == ([0.0, 0.25, 1.0], [3.0, 3.2, 3.5])
+    assert list(ppo.get_xdata()) == [0.0, 1.0] and ppo.get_marker() != dpo.get_marker()
+    bars = [c.get_segments()[0].tolist() for c in axis.collections][:2]
+    assert np.allclose(bars, [[[0.8, 3.5], [1.5, 3.5]], [[1.0, 3.4], [1.0, 3.7]]])
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["DPO", "PPO", "SFT model"]
+    left, middle, right = axis.transData.transform([(0, 3), (0.25, 3), (1, 3)])[:, 0]
+    assert middle - left == pytest.approx(right - middle)  # spaced by the square root
+
+
+def test_gold_against_kl_refuses_an_empty_path():
+    with pytest.raises(InputError, match="'DPO'.*at least one"):
+        plots.gold_against_kl({"DPO": []})
+
+
 def test_bars_stand_side_by_side_with_their_intervals():
     figure = plots.bars({"SFT": {"polite": Interval(0.4, 0.3, 0.5, 90)}, "PPO": {"polite": 0.9}}, percent=True)
     (axis,) = figure.axes
@@ -113,7 +132,9 @@ def test_bars_stand_side_by_side_with_their_intervals():
     assert {"40%", "90%"} <= {text.get_text() for text in axis.texts}
 
 
-@pytest.mark.parametrize("draw", [plots.loss_curve, plots.accuracy_curve, plots.ppo_panels, plots.small_multiples])
+@pytest.mark.parametrize(
+    "draw", [plots.loss_curve, plots.accuracy_curve, plots.ppo_panels, plots.small_multiples, plots.gold_against_kl]
+)
 def test_nothing_to_draw_is_said(draw):
     with pytest.raises(InputError, match="at least one"):
         draw([])
