@@ -45,7 +45,7 @@ QUANTITIES = (
     ),
     Quantity(
         "reward", "Reward", "r",
-        "What the token earned: −β times its KL, and on the last token the score of the whole reply as well.",
+        "What the token earned: −β times its KL as it was written, and on the last token the score of the whole reply too.",
     ),
     Quantity(
         "value", "Value", "V",

@@ -22,7 +22,7 @@ import ipywidgets
 import torch
 import traitlets
 
-from rlhf_lab.ablations import ARMS, SWITCHES, ArmStep, Setup, Switch, compare, switch_named, symptoms
+from rlhf_lab.ablations import ARMS, MEASURED, SWITCHES, ArmStep, Setup, Switch, compare, switch_named, symptoms
 from rlhf_lab.errors import InputError
 from rlhf_lab.plots import ABLATION_METRICS, ablation_curves
 
@@ -45,6 +45,7 @@ class AblationPart(anywidget.AnyWidget):
     _css = STATIC / "ablations.css"
     part = traitlets.Unicode().tag(sync=True)
     switches = traitlets.List().tag(sync=True)
+    measured_in = traitlets.Unicode(MEASURED).tag(sync=True)
     data = traitlets.Dict().tag(sync=True)
 
 
@@ -261,17 +262,18 @@ def _seeded(setup: Setup, seed: int) -> Setup:
 
 
 def _watched(switch: Switch) -> list[str]:
-    """The metrics that are drawn: those that tell, reward and KL among them."""
+    """The three metrics that are drawn: those that tell, and the reward."""
     keys = ["true_reward" if key == "reward" else key for key in switch.watch]
-    return list(dict.fromkeys([*keys, "true_reward", "logged_kl"]))[:4]
+    return list(dict.fromkeys([*keys, "true_reward", "kl"]))[:3]
 
 
 def _panel(key: str) -> Panel:
     metric = ABLATION_METRICS[key]
     return Panel(
-        key, metric.title, metric.explanation, metric.unit,
-        series=(Series("broken", "broken"), Series("right", "right")), percent=metric.percent, xlabel="PPO step",
-        reference=metric.reference, reference_label=metric.reference_label, marks=False, empty="Press Run",
+        key, metric.title, metric.explanation, f"{metric.unit}, broken" if metric.unit else "broken",
+        series=(Series("right", "right"), Series("broken", "broken")), percent=metric.percent, xlabel="PPO step",
+        reference=metric.reference, reference_label=metric.reference_label, marks=False, lead=1,
+        empty="Press Run both",
     )  # fmt: skip
 
 

@@ -51,6 +51,7 @@ class Panel:
 
     Points of a panel without `series` are added under its `key`; of a panel with series, under "panel/series".
     `percent` shows shares in [0, 1] as per cent. `marks` says whether event marks (`CurvesWidget.mark`) belong here.
+    `lead` is the series whose latest number stands in the head: by default the first that is a line.
     Panels that share an `xlabel` share the read-out's position and the stretches given up (`CurvesWidget.cut`).
     """
 
@@ -67,6 +68,7 @@ class Panel:
     reference_label: str = ""
     marks: bool = True
     empty: str = "No points yet"
+    lead: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "series", tuple(self.series))

@@ -40,7 +40,8 @@ function chooser(model) {
   const source = node("p", { class: "rlhf-abl-hint" });
   const fact = (name, body) => node("div", { class: "rlhf-abl-fact" }, node("h4", {}, name), body);
   const line = (mark, name, code) => node("div", { class: "rlhf-abl-line" }, node("span", { class: "rlhf-abl-sign", "aria-hidden": "true" }, mark), node("span", { class: "rlhf-abl-arm" }, name), code);
-  const measuredFact = fact("Measured here", measured);
+  const measuredFact = fact("Measured", measured);
+  measuredFact.append(node("p", { class: "rlhf-abl-hint" }, model.get("measured_in")));
   const run = node("button", { type: "button", class: "rlhf-abl-button rlhf-abl-primary", "aria-keyshortcuts": "R", onclick: () => send("run") }, "Run both", node("kbd", { "aria-hidden": "true" }, "R"));
   const stop = node("button", { type: "button", class: "rlhf-abl-button", "aria-keyshortcuts": "S", onclick: () => send("stop") }, "Stop", node("kbd", { "aria-hidden": "true" }, "S"));
   const seed = node("select", { class: "rlhf-abl-seed", onchange: () => model.send({ action: "select", name: data().selected, seed: Number(seed.value) }) });

@@ -288,7 +288,7 @@ class PanelView {
   }
 
   headline() {
-    const lead = this.series.findIndex((series) => !series.points);
+    const lead = this.spec.lead ?? this.series.findIndex((series) => !series.points);
     const track = this.history.points(this.spec.keys[Math.max(0, lead)]);
     const latest = track.length ? track[track.length - 1] : null;
     this.value.textContent = latest ? format(latest[1], this.spec) : "";

@@ -32,6 +32,12 @@ function format(value, plus = false) {
   return (plus && value > 0 && Number(text) !== 0 ? "+" : "") + text.replace("-", MINUS);
 }
 
+/** A symbol such as π_ref, with what follows the underscore set lower. */
+function symbol(text) {
+  const parts = text.split(/_(\w+)/).map((part, i) => (i % 2 ? node("sub", {}, part) : part));
+  return node("span", { class: "rlhf-scope-symbol" }, ...parts);
+}
+
 /** A token as it is shown: a space at its beginning is a space, the end token a word. */
 const shown = (token) => (token.end ? "end" : token.text.replaceAll("\n", "↵") || "·");
 
@@ -91,7 +97,7 @@ function render({ model, el }) {
   const prompt = node("p", { class: "rlhf-scope-prompt", dir: "auto" });
   const facts = node("p", { class: "rlhf-scope-facts" });
   const lines = node("div", { class: "rlhf-scope-lines", role: "listbox", tabindex: "0", "aria-label": "Tokens of the reply: arrow keys walk through them", "aria-describedby": `${uid}-hint` });
-  const hint = node("p", { class: "rlhf-scope-hint", id: `${uid}-hint` }, "← → walk through the tokens, ↑ ↓ through the lines, 1–6 choose the colour. A click keeps a token.");
+  const hint = node("p", { class: "rlhf-scope-hint", id: `${uid}-hint` }, "← → walk through the tokens, ↑ ↓ through the lines, 1–6 choose the colour. A click keeps a token. Clipped tokens are underlined, their ratio hatched.");
   const strip = node("section", { class: "rlhf-scope-strip", "aria-label": "The token's numbers" });
   const empty = node("p", { class: "rlhf-scope-hint" }, "No step yet.");
   const root = node("section", { class: "rlhf-scope", "aria-label": "PPO microscope", "data-lm-suppress-shortcuts": "true" },
@@ -204,7 +210,7 @@ function render({ model, el }) {
     const value = valueOf(token, key);
     const moved = later !== null && after() && format(before) !== format(later);
     return node("div", { class: `rlhf-scope-card${model.get("colour") === key ? " rlhf-scope-chosen" : ""}` },
-      node("div", { class: "rlhf-scope-names" }, node("span", { class: "rlhf-scope-name" }, quantity.title), node("span", { class: "rlhf-scope-symbol" }, quantity.symbol)),
+      node("div", { class: "rlhf-scope-names" }, node("span", { class: "rlhf-scope-name" }, quantity.title), symbol(quantity.symbol)),
       node("div", {},
         node("span", { class: "rlhf-scope-value" }, format(value, quantity.neutral === 0 && key !== "logprob" && key !== "ref_logprob")),
         quantity.unit ? node("span", { class: "rlhf-scope-unit" }, quantity.unit) : "",
@@ -241,9 +247,9 @@ function render({ model, el }) {
     place.textContent = many ? `${at() + 1} of ${many}` : "";
     previous.disabled = at() <= 0;
     next.disabled = at() >= many - 1;
-    flipText.textContent = after() ? "After the update" : "Before the update";
+    flipText.textContent = after() ? "Shown: after the update" : "Shown: before the update";
     flip.setAttribute("aria-pressed", String(after()));
-    flip.setAttribute("aria-label", "Show numbers after the update");
+    flip.setAttribute("aria-label", "Numbers after the update");
     const clipped = tokens().filter(cut).length;
     toClipped.disabled = !clipped;
     const key = model.get("colour");
