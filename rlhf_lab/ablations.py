@@ -429,7 +429,7 @@ _ALL = (
         "learning_rate falls linearly to 0", "learning_rate stays", f"{DETAILS}, detail 9",
         "Approximate KL of the last three steps 0.02–0.04 (right: 0.001–0.002), KL 3.3–4.9 (right: 2.6–2.9), reward"
         " 0.1–0.4 higher.",
-        ("kl", "approx_kl", "reward"), config=changed(anneal=False),
+        ("approx_kl", "kl", "reward"), config=changed(anneal=False),
     ),
     Switch(
         "adam_eps", "Adam's epsilon", STEP,

@@ -58,13 +58,13 @@ class AblationPanel(ipywidgets.VBox):
     _latest: weakref.ref[AblationPanel] | None = None
 
     def __init__(self, setup: Setup, select: str = "kl_sign", switches: Sequence[str] = tuple(SWITCHES)) -> None:
-        previous = AblationPanel._latest() if AblationPanel._latest else None
-        if previous is not None:
-            previous.end()
         self.setup = setup
         self.switches = {name: switch_named(name) for name in switches}
         if select not in self.switches:
             raise InputError(f"switch {select!r} is not in this panel; it has {', '.join(self.switches)}")
+        previous = AblationPanel._latest() if AblationPanel._latest else None
+        if previous is not None:
+            previous.end()
         self.selected: Key = (select, setup.seed)
         self.results: dict[Key, list[ArmStep]] = {}
         self.state: State = "idle"
@@ -115,10 +115,12 @@ class AblationPanel(ipywidgets.VBox):
     def stop(self) -> None:
         """End the comparison in hand after the step it is in."""
         with self._lock:
-            self._wanted = None
+            was_wanted, self._wanted = self._wanted, None
             if self._running is not None:
                 self._stop.set()
                 self._say("stopping")
+            elif was_wanted is not None:  # the worker had not begun it yet
+                self._say("idle")
 
     def wait(self, timeout: float = 600.0) -> bool:
         """Wait until nothing runs; False on time-out. For scripts and tests: a screen never waits."""
@@ -135,6 +137,8 @@ class AblationPanel(ipywidgets.VBox):
 
     def close(self) -> None:
         """Stop the worker and close the view."""
+        if "_thread" not in vars(self):  # it was never made: its arguments were wrong
+            return
         self.end()
         for widget in (*self.parts.values(), self.curves):
             widget.close()
@@ -157,10 +161,11 @@ class AblationPanel(ipywidgets.VBox):
             with self._lock:
                 self._wake.clear()
                 self._stop.clear()
-                key, self._wanted, self._running = self._wanted, None, None
-                self._running = key
+                self._running, self._wanted = self._wanted, None
+                key = self._running
             try:
                 if key is not None and not self._ending.is_set():
+                    self._say("running")
                     self._compare(key)
                     self._say("idle")
             except Exception as error:  # whatever it is, a person must see it
