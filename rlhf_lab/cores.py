@@ -10,8 +10,9 @@ The number of parts follows `torch.get_num_threads()`: 1 (as in the live loop's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -42,8 +43,7 @@ def side_by_side(function: Callable[[P], R], parts: Sequence[P]) -> list[R]:
 
     Each thread computes with one core. What a part raises is raised here, after the other threads have ended.
     """
-    threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
-    workers = min(threads, len(parts))
+    grad, workers = torch.is_grad_enabled(), min(torch.get_num_threads(), len(parts))
     if workers <= 1:
         return [function(part) for part in parts]
     numbers, results = iter(range(len(parts))), {}
@@ -53,8 +53,7 @@ def side_by_side(function: Callable[[P], R], parts: Sequence[P]) -> list[R]:
             while (number := next(numbers, None)) is not None:
                 results[number] = function(parts[number])
 
-    torch.set_num_threads(1)
-    try:
+    with one_core():
         others = [_pool().submit(work) for _ in range(workers - 1)]
         try:
             work()
@@ -63,6 +62,15 @@ def side_by_side(function: Callable[[P], R], parts: Sequence[P]) -> list[R]:
         for other in others:
             other.result()
         return [results[number] for number in range(len(parts))]
+
+
+@contextmanager
+def one_core(wanted: bool = True) -> Iterator[None]:
+    """Inside, this thread computes with one core (if `wanted`)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if wanted else threads)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
 

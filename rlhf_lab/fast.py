@@ -24,6 +24,8 @@ from transformers import LlamaConfig, PreTrainedModel
 
 aten = torch.ops.aten
 
+LIGHT = 150_000_000  # multiplications a token for all rows: below that, one core writes as fast as two (measured)
+
 
 def supported(model: PreTrainedModel) -> bool:
     """Whether this model may take the fast path: a plain Llama shape in float32 on the CPU, as the lab makes it."""
@@ -287,14 +289,18 @@ class Decoder:
         self.embedding = trunk.embed_tokens.weight
         self.head = (model.get_output_embeddings().weight * trunk.norm.weight).T
         self.blocks = [_folded(weights_of(block)) for block in trunk.layers]
+        self.light = len(prompts) * sum(w.numel() for w in (self.head, *sum(self.blocks, ()))) < LIGHT
         lengths = torch.tensor([len(ids) for ids in prompts])
         width = int(lengths.max())
         self.cos, self.sin = rotation(config, torch.arange(width + new_tokens))
         self.positions, self.column = lengths.clone(), width  # of the next token
-        room = (len(prompts), self.heads, width + new_tokens, config.head_dim)
-        self.cache = [(torch.zeros(room), torch.zeros(room)) for _ in self.blocks]
-        hidden = torch.arange(width + new_tokens) < (width - lengths)[:, None]  # (B, columns): padding on the left
-        self.mask = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[:, None, None]
+        room, columns = (len(prompts), self.heads), width + new_tokens
+        self.cache = [  # keys (B, heads, head width, columns), values (B, heads, columns, head width)
+            (torch.empty(*room, config.head_dim, columns), torch.empty(*room, columns, config.head_dim))
+            for _ in self.blocks
+        ]
+        hidden = torch.arange(columns) < (width - lengths)[:, None]  # (B, columns): padding on the left
+        self.mask = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[:, None, None].repeat(1, *room[1:], 1, 1)
         self.logits = self._read(model, prompts, lengths)  # (B, V), of the next token
 
     def _read(self, model: PreTrainedModel, prompts: list[list[int]], lengths: torch.Tensor) -> torch.Tensor:
@@ -309,7 +315,7 @@ class Decoder:
         for block, (keys, values) in zip(model.base_model.layers, self.cache, strict=True):
             shape = Shape(self.heads, self.eps, cos, sin, layout, block is model.base_model.layers[-1])
             x, (_, _, _, _, k, v, *_) = block_forward(x, weights_of(block), shape)
-            keys[:, :, :width] = k.gather(2, to_the_right.expand_as(k))
+            keys[..., :width] = k.gather(2, to_the_right.expand_as(k)).transpose(2, 3)
             values[:, :, :width] = v.gather(2, to_the_right.expand_as(v))
         return normed(x, self.eps)[0] @ self.head
 
@@ -317,15 +323,15 @@ class Decoder:
         """Takes one more token a row (B,) in; returns the logits (B, V) of the next."""
         at, x = self.column, self.embedding[tokens]  # (B, d)
         cos, sin = self.cos[self.positions], self.sin[self.positions]
-        mask = self.mask[..., : at + 1]
+        mask = self.mask[..., : at + 1].flatten(0, 1)  # (B · heads, 1, columns so far)
         for (w_qkv, wo, w_in, wdown), (keys, values) in zip(self.blocks, self.cache, strict=True):
             qkv = (normed(x, self.eps)[0] @ w_qkv).view(len(x), 3 * self.heads, -1)
             rotate_(qkv[:, : 2 * self.heads], cos, sin)
-            q, keys[:, :, at], values[:, :, at] = qkv.chunk(3, dim=1)
-            seen = nn.functional.scaled_dot_product_attention(
-                q[:, :, None], keys[:, :, : at + 1], values[:, :, : at + 1], attn_mask=mask
-            )
-            x = torch.addmm(x, seen.reshape(len(x), -1), wo)
+            q, keys[..., at], values[:, :, at] = qkv.chunk(3, dim=1)
+            q, keys, values = q.reshape(len(mask), 1, -1), keys.flatten(0, 1), values.flatten(0, 1)
+            weights = torch.baddbmm(mask, q, keys[..., : at + 1], alpha=q.shape[-1] ** -0.5).softmax(-1)
+            seen = torch.bmm(weights, values[:, : at + 1])
+            x = torch.addmm(x, seen.view(len(x), -1), wo)
             gate, up = (normed(x, self.eps)[0] @ w_in).chunk(2, dim=-1)
             x = torch.addmm(x, nn.functional.silu(gate).mul_(up), wdown)
         self.column, self.positions = at + 1, self.positions + 1

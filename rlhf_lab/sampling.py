@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import fast
 from .config import SamplingConfig
-from .cores import side_by_side
+from .cores import one_core
 from .errors import InputError
 from .models import fingerprint
 from .records import Candidate, Question, new_id
@@ -39,9 +39,8 @@ def sample(
 ) -> list[Sample]:
     """One reply to each prompt, drawn at `config.temperature` (0: the likeliest token each time).
 
-    Rows that have ended leave the batch, and each core takes some of the rows. Chance is drawn beforehand, a number for
-    each token of each reply, so the same seed gives the same replies however the rows are divided. Raises InputError
-    when a prompt leaves no room for a reply.
+    Rows that have ended leave the batch. Chance is drawn beforehand, a number for each token of each reply, so the same
+    seed gives the same replies whatever the batches. Raises InputError when a prompt leaves no room for a reply.
     """
     config = config or SamplingConfig()
     positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize  # some models know no limit
@@ -54,24 +53,15 @@ def sample(
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # prompts of like length share a batch
     samples: list[Sample | None] = [None] * len(prompts)
 
-    def write(rows: Sequence[int]) -> list[list[int]]:
-        chosen = None if chance is None else chance[list(rows)]
-        return _sampled(model, [encoded[i] for i in rows], tokenizer.eos_token_id, config, chosen)
-
-    batches = _batches(order, config.batch_size, model)
-    for rows, replies in zip(batches, side_by_side(write, batches), strict=True):
+    for at in range(0, len(order), config.batch_size):
+        rows = order[at : at + config.batch_size]
+        chosen = None if chance is None else chance[rows]
+        replies = _sampled(model, [encoded[i] for i in rows], tokenizer.eos_token_id, config, chosen)
         for i, reply in zip(rows, replies, strict=True):
             dialogue = Dialogue((*encoded[i], *reply), len(encoded[i]))
             ended = bool(reply) and reply[-1] == tokenizer.eos_token_id
             samples[i] = Sample(prompts[i], decode_reply(tokenizer, reply), dialogue, not ended)
     return samples  # type: ignore[return-value]
-
-
-def _batches(order: Sequence[int], batch_size: int, model: PreTrainedModel) -> list[Sequence[int]]:
-    """Rows in batches of at most `batch_size`; on a processor at least one for each core, none below 16 rows."""
-    cores = torch.get_num_threads() if next(model.parameters()).device.type == "cpu" else 1
-    size = min(batch_size, max(16, -(-len(order) // cores)))
-    return [order[at : at + size] for at in range(0, len(order), size)]
 
 
 def random_numbers(
@@ -109,17 +99,18 @@ def _sampled(
     )
     alive = torch.arange(len(prompts), device=decoder.logits.device)
     replies: list[list[int]] = [[] for _ in prompts]
-    for step in range(config.max_new_tokens):
-        tokens = draw(decoder.logits, config, chance=None if chance is None else chance[alive.cpu(), step])  # (alive,)
-        for row, token in zip(alive.tolist(), tokens.tolist(), strict=True):
-            replies[row].append(token)
-        going = (tokens != end_id).nonzero().squeeze(1)
-        if len(going) == 0 or step + 1 == config.max_new_tokens:
-            break
-        if len(going) < 0.75 * len(alive):  # dropping rows copies the cache: worth it only for many
-            decoder.keep(going)
-            alive, tokens = alive[going], tokens[going]
-        decoder.write(tokens)
+    with one_core(decoder.light):
+        for step in range(config.max_new_tokens):
+            tokens = draw(decoder.logits, config, chance=None if chance is None else chance[alive.cpu(), step])
+            for row, token in zip(alive.tolist(), tokens.tolist(), strict=True):
+                replies[row].append(token)
+            going = (tokens != end_id).nonzero().squeeze(1)
+            if len(going) == 0 or step + 1 == config.max_new_tokens:
+                break
+            if len(going) < 0.75 * len(alive):  # dropping rows copies the cache: worth it only for many
+                decoder.keep(going)
+                alive, tokens = alive[going], tokens[going]
+            decoder.write(tokens)
     return [_up_to_end(reply, end_id) for reply in replies]
 
 
@@ -129,6 +120,8 @@ class Decoder:
     Prompts are padded on the left, with position ids from their mask, so that every reply starts in the same column.
     `logits` (B, V) are those of the next token.
     """
+
+    light = False  # whether one core writes a token as fast as several would
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], new_tokens: int) -> None:
         self.model, device = model, next(model.parameters()).device
