@@ -44,6 +44,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 BROWSER_FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-breakpad"
 )
+GUARD = "import os, signal, sys; sys.stdin.read(); os.killpg(int(sys.argv[1]), signal.SIGKILL)"
 PAGE = """<!doctype html><canvas id="c" width="900" height="600"></canvas><script>
 const g = document.getElementById("c").getContext("2d"), next = new MessageChannel();
 let n = 0;
@@ -113,15 +114,22 @@ class Pace:
 
     def __init__(self, told: TextIO, tell: TextIO) -> None:
         self.told, self.tell = told, tell
+        self.took: tuple[float, float] | None = None
 
     def begin(self, **facts: Any) -> None:
         """All is set up: says so, and waits for the first round."""
         self._say({"facts": versions() | facts})
         self._wait()
 
+    def stop(self) -> None:
+        """Stops the clock: what is done from here to the report is not timed."""
+        self.took = time.perf_counter() - self.began, time.process_time() - self.cpu
+
     def __call__(self, work: dict[str, float], **facts: Any) -> None:
         """A round is done: reports it, and waits for the next one."""
-        seconds, cpu = time.perf_counter() - self.began, time.process_time() - self.cpu
+        if self.took is None:
+            self.stop()
+        seconds, cpu = self.took
         self._say({"seconds": seconds, "cpu": cpu, "work": work, "facts": facts})
         self._wait()
 
@@ -132,6 +140,7 @@ class Pace:
     def _wait(self) -> None:
         if not self.told.readline():  # the parent has closed the line: the contest is over
             os._exit(0)
+        self.took = None
         self.began, self.cpu = time.perf_counter(), time.process_time()
 
 
@@ -204,7 +213,7 @@ class Runner:
 class Busy:
     """One other busy process: a browser with a page that draws at full speed, or a Python loop where there is none.
 
-    It stands still (SIGSTOP) until `beside(True)`.
+    It stands still (SIGSTOP) until `beside(True)`. A guard ends it when this program ends, however that comes about.
     """
 
     def __init__(self, browser: bool = True) -> None:
@@ -219,6 +228,9 @@ class Busy:
         self.process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
+        self.guard = subprocess.Popen(
+            [sys.executable, "-c", GUARD, str(self.process.pid)], stdin=subprocess.PIPE, start_new_session=True
+        )
         time.sleep(4 if chromium else 0.2)  # a browser takes a while until the page is on
         self.beside(False)
 
@@ -227,7 +239,8 @@ class Busy:
         time.sleep(0.05)
 
     def end(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
+        self.guard.stdin.close()
+        self.guard.wait()
         self.process.wait()
         self.folder.cleanup()
 
@@ -442,9 +455,14 @@ def footnotes(outcomes: Sequence[Outcome]) -> str:
     lines = {}
     for outcome in outcomes:
         for name, facts in outcome.facts.items():
-            told = ", ".join(f"{key} {value}" for key, value in facts.items() if key != "setting")
-            lines[f"- {name}: {told}; {facts['setting']}; {len(outcome.quiet[name])} rounds"] = None
+            lines[f"{footnote(name, facts)}; {len(outcome.quiet[name])} rounds"] = None
     return "\n".join(lines)
+
+
+def footnote(name: str, facts: dict[str, Any]) -> str:
+    """What a contestant ran with."""
+    told = ", ".join(f"{key} {value}" for key, value in facts.items() if key != "setting")
+    return f"- {name}: {told}; {facts['setting']}"
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ QUANTITIES = (
     ),
     Quantity(
         "reward", "Reward", "r",
-        "What the token earned: −β times its KL as it was written, and on the last token the score of the whole reply too.",
+        "What the token earned: −β times its KL as it was written, and on the last token the whole reply's score too.",
     ),
     Quantity(
         "value", "Value", "V",

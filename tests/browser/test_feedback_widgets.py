@@ -360,6 +360,8 @@ def test_killing_the_kernel_while_labelling_loses_no_acknowledged_label(labellin
         count=200,
     )
     page, acknowledged = labelling.page, 0
+    died = page.get_by_role("dialog", name="Kernel Restarting")  # may come at any time, and lies above everything
+    page.add_locator_handler(died, lambda: press_away(page))
     for _ in range(3):
         labelling.root.wait_for()
         stored, place = len(labelling.rankings()), labelling.root.locator(".rlhf-progress-text")
@@ -384,15 +386,19 @@ def test_killing_the_kernel_while_labelling_loses_no_acknowledged_label(labellin
     assert acknowledged >= 3  # people did label
 
 
+def press_away(page) -> None:
+    """Closes the dialogs that tell of a dead kernel, if there are any now."""
+    for name in ("Ok", "OK", "Dismiss"):
+        buttons = page.get_by_role("dialog").get_by_role("button", name=name, exact=True)
+        buttons.evaluate_all("buttons => buttons.forEach(button => button.click())")
+
+
 def restart(labelling, pid_file, dead: int) -> None:
     """What a person does after a kernel died: run the cells again, until Jupyter's new kernel answers."""
     page, end = labelling.page, time.monotonic() + 120
     while int(pid_file.read_text()) == dead:
         assert time.monotonic() < end, "no new kernel came"
-        for name in ("Ok", "OK", "Dismiss"):
-            button = page.get_by_role("dialog").get_by_role("button", name=name, exact=True)
-            if button.count():
-                button.first.click()
+        press_away(page)
         page.evaluate(  # cells that were sent to the dead kernel never come to an end
             """() => Promise.race([
                 jupyterapp.commands.execute("notebook:run-all-cells"),
