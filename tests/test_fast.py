@@ -1,4 +1,4 @@
-"""The fast path gives the numbers of transformers' own class: states, gradients, sampled tokens; the rest it leaves to it."""
+"""The fast path gives the numbers of transformers' own class: states, gradients, tokens; others it leaves alone."""
 
 from __future__ import annotations
 
