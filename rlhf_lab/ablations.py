@@ -24,10 +24,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .config import PPOConfig, replaced
 from .errors import InputError
 from .microscope import watching
-from .models import Critic, ValueHead, frozen_copy, new_reward_model, sequence_scores
+from .models import Critic, frozen_copy, new_reward_model, sequence_scores
 from .ppo import PPO, Score, gae, per_token_rewards, train_ppo, whiten
 from .records import StepStats
-from .replies import in_columns, reply_states, token_logprobs
 from .reward import reward_score
 from .sampling import Sample
 from .text import Dialogue, pad_right
@@ -133,18 +132,12 @@ class DropoutOn(PPO):
     share = 0.1
     draws = 0
 
-    def parts(self, mb):
+    def parts(self, mb, beside=1):
         return [mb]  # undivided: the states are drawn one after another, whatever the number of cores
 
-    def read(self, replies):
-        if not torch.is_grad_enabled():
-            return super().read(replies)
-        states = reply_states(self.policy, replies)
-        dropped = states * self.kept(states) / (1 - self.share)
-        chosen, _ = token_logprobs(self.policy, dropped, replies.tokens[replies.mask], self.temperature)
-        shared = isinstance(self.critic, ValueHead)
-        values = in_columns(self.critic(dropped), replies.mask) if shared else self.values(replies)
-        return in_columns(chosen, replies.mask), values, torch.zeros_like(values)
+    def states(self, replies):
+        states = super().states(replies)
+        return states * self.kept(states) / (1 - self.share) if torch.is_grad_enabled() else states
 
     def kept(self, states: torch.Tensor) -> torch.Tensor:
         """Which entries stay: 1 or 0, drawn anew for each minibatch, the same for the same seed."""

@@ -24,14 +24,15 @@ R = TypeVar("R")
 SMALLEST = 192  # tokens: below this a part costs more in overhead than it saves
 
 
-def divided(lengths: torch.Tensor) -> list[torch.Tensor]:
+def divided(lengths: torch.Tensor, beside: int = 1) -> list[torch.Tensor]:
     """Numbers of the rows that each core takes, of a batch whose rows have these lengths (B,) in tokens.
 
     Every part gets rows of like lengths, so that all take about as long. One part only on a GPU, and for small batches.
+    With `beside` models computed at a time, each gets its share of the cores.
     """
     parts = 1
     if lengths.device.type == "cpu":
-        parts = max(1, min(torch.get_num_threads(), len(lengths), int(lengths.sum()) // SMALLEST))
+        parts = max(1, min(torch.get_num_threads() // beside, len(lengths), int(lengths.sum()) // SMALLEST))
     if parts == 1:
         return [torch.arange(len(lengths), device=lengths.device)]
     order = lengths.argsort(descending=True, stable=True)
@@ -108,7 +109,9 @@ def add_gradients(
 
 
 def weighted_means(figures: Sequence[dict[str, torch.Tensor]], shares: Sequence[float]) -> dict[str, float]:
-    """Means over the whole batch from those of its parts."""
-    return {
-        name: sum(share * part[name].item() for part, share in zip(figures, shares, strict=True)) for name in figures[0]
-    }
+    """Means over the whole batch from those of its parts; a part may tell of some figures only."""
+    means: dict[str, float] = {}
+    for part, share in zip(figures, shares, strict=True):
+        for name, value in part.items():
+            means[name] = means.get(name, 0.0) + share * value.item()
+    return means

@@ -289,7 +289,8 @@ class Decoder:
         self.embedding = trunk.embed_tokens.weight
         self.head = (model.get_output_embeddings().weight * trunk.norm.weight).T
         self.blocks = [_folded(weights_of(block)) for block in trunk.layers]
-        self.light = len(prompts) * sum(w.numel() for w in (self.head, *sum(self.blocks, ()))) < LIGHT
+        size = self.head.numel() + sum(w.numel() for block in self.blocks for w in block)
+        self.light = len(prompts) * size < LIGHT
         lengths = torch.tensor([len(ids) for ids in prompts])
         width = int(lengths.max())
         self.cos, self.sin = rotation(config, torch.arange(width + new_tokens))
@@ -300,7 +301,8 @@ class Decoder:
             for _ in self.blocks
         ]
         hidden = torch.arange(columns) < (width - lengths)[:, None]  # (B, columns): padding on the left
-        self.mask = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[:, None, None].repeat(1, *room[1:], 1, 1)
+        mask = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
+        self.mask = mask[:, None, None].repeat(1, self.heads, 1, 1)
         self.logits = self._read(model, prompts, lengths)  # (B, V), of the next token
 
     def _read(self, model: PreTrainedModel, prompts: list[list[int]], lengths: torch.Tensor) -> torch.Tensor:
@@ -319,8 +321,8 @@ class Decoder:
             values[:, :, :width] = v.gather(2, to_the_right.expand_as(v))
         return normed(x, self.eps)[0] @ self.head
 
-    def write(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Takes one more token a row (B,) in; returns the logits (B, V) of the next."""
+    def write(self, tokens: torch.Tensor) -> None:
+        """Takes one more token a row (B,) in; `logits` are then those of the next."""
         at, x = self.column, self.embedding[tokens]  # (B, d)
         cos, sin = self.cos[self.positions], self.sin[self.positions]
         mask = self.mask[..., : at + 1].flatten(0, 1)  # (B · heads, 1, columns so far)
@@ -336,7 +338,6 @@ class Decoder:
             x = torch.addmm(x, nn.functional.silu(gate).mul_(up), wdown)
         self.column, self.positions = at + 1, self.positions + 1
         self.logits = normed(x, self.eps)[0] @ self.head
-        return self.logits
 
     def keep(self, rows: torch.Tensor) -> None:
         """Goes on with these rows only."""

@@ -260,12 +260,19 @@ class PPO:
 
     def read(self, replies: ReplyBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """log π, V of the state before each reply token, and the entropy (0 with gradient): each (B, R)."""
-        if not isinstance(self.critic, ValueHead):
-            logprobs, entropy = reply_logprobs(self.policy, replies, self.temperature)
-            return logprobs, self.values(replies), entropy
-        states = reply_states(self.policy, replies)
+        states = self.states(replies)
+        logprobs, entropy = self.logprobs(replies, states)
+        values = in_columns(self.critic(states), replies.mask) if self.shared else self.values(replies)
+        return logprobs, values, entropy
+
+    def states(self, replies: ReplyBatch) -> torch.Tensor:
+        """The policy's final hidden state before each reply token, (N, d)."""
+        return reply_states(self.policy, replies)
+
+    def logprobs(self, replies: ReplyBatch, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """log π of the reply tokens from the policy's states, and the entropy (0 with gradient): (B, R) each."""
         chosen, entropy = token_logprobs(self.policy, states, replies.tokens[replies.mask], self.temperature)
-        return tuple(in_columns(x, replies.mask) for x in (chosen, self.critic(states), entropy))
+        return in_columns(chosen, replies.mask), in_columns(entropy, replies.mask)
 
     def values(self, replies: ReplyBatch) -> torch.Tensor:
         """V by a critic of its own: (B, R), 0 outside the mask."""
@@ -306,11 +313,13 @@ class PPO:
         return updates, epochs
 
     def minibatch(self, mb: Experience) -> dict[str, float]:
-        """One gradient step on a minibatch, computed in parts, one for each core."""
-        parts = self.parts(mb)
+        """One gradient step on a minibatch. What does not depend on each other is computed side by side: a critic of
+        its own beside the policy, and parts of the batch, as many as there are cores."""
+        losses = (self.loss,) if self.shared else (self.policy_part, self.value_part)
+        jobs = [(loss, part) for loss in losses for part in self.parts(mb, len(losses))]
+        shares = [part.size / mb.size for _, part in jobs]
         self.optimizer.zero_grad()
-        shares = [part.size / mb.size for part in parts]
-        figures = add_gradients(self.loss, parts, shares, self.trained)
+        figures = add_gradients(lambda job: job[0](job[1]), jobs, shares, self.trained)
         for model in (self.policy, self.critic):
             nn.utils.clip_grad_norm_(model.parameters(), self.config.clip_norm)
         self.optimizer.step()
@@ -320,17 +329,37 @@ class PPO:
     def loss(self, mb: Experience) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """What the step minimises, a mean over the minibatch's reply tokens, and what is told of it."""
         logprobs, values, _ = self.read(mb)
-        pg_loss, clipfrac = policy_loss(logprobs, mb.logprobs, mb.advantages, mb.mask, self.config.clip_range)
-        v_loss = value_loss(values, mb.values, mb.returns, mb.mask, self.config.value_clip_range)
-        shared = isinstance(self.critic, ValueHead)  # models that share no weights need no coefficient between them
-        loss = pg_loss + v_loss * (self.config.value_coefficient if shared else 1.0)
-        approx_kl = masked_mean(k3(mb.logprobs, logprobs.detach()), mb.mask)
-        return loss, {"policy_loss": pg_loss, "value_loss": v_loss, "clipfrac": clipfrac, "approx_kl": approx_kl}
+        pg_loss, told = self.policy_part(mb, logprobs)
+        v_loss, told_too = self.value_part(mb, values)
+        # models that share no weights need no coefficient between them
+        return pg_loss + v_loss * (self.config.value_coefficient if self.shared else 1.0), told | told_too
 
-    def parts(self, mb: Experience) -> list[Experience]:
-        """The minibatch divided among the cores (`rlhf_lab.cores`): what is computed is the same."""
-        rows = divided(mb.lengths)
+    def policy_part(
+        self, mb: Experience, logprobs: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The policy's part of the loss."""
+        logprobs = self.logprobs(mb, self.states(mb))[0] if logprobs is None else logprobs
+        pg_loss, clipfrac = policy_loss(logprobs, mb.logprobs, mb.advantages, mb.mask, self.config.clip_range)
+        approx_kl = masked_mean(k3(mb.logprobs, logprobs.detach()), mb.mask)
+        return pg_loss, {"policy_loss": pg_loss, "clipfrac": clipfrac, "approx_kl": approx_kl}
+
+    def value_part(
+        self, mb: Experience, values: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The critic's part of the loss, without coefficient."""
+        values = self.values(mb) if values is None else values
+        v_loss = value_loss(values, mb.values, mb.returns, mb.mask, self.config.value_clip_range)
+        return v_loss, {"value_loss": v_loss}
+
+    def parts(self, mb: Experience, beside: int = 1) -> list[Experience]:
+        """The minibatch divided among the cores (`rlhf_lab.cores`), `beside` models at a time: the numbers stay."""
+        rows = divided(mb.lengths, beside)
         return [mb] if len(rows) == 1 else [mb.rows(part) for part in rows]
+
+    @property
+    def shared(self) -> bool:
+        """Whether the critic is a head on the policy's own trunk."""
+        return isinstance(self.critic, ValueHead)
 
     @property
     def trained(self) -> list[nn.Parameter]:
