@@ -104,7 +104,7 @@ class Side:
     def ppo(self, shared: bool) -> Callable[[], object]:
         torch.manual_seed(0)
         policy = frozen_copy(self.model)
-        reward = new_reward_model(self.model, pooling="last").to(self.model.dtype)
+        reward = new_reward_model(self.model, pooling="last")
         config = PPOConfig(
             batch_size=self.options.batch,
             minibatches=min(4, self.options.batch),

@@ -86,7 +86,8 @@ def fingerprint(model: PreTrainedModel) -> str:
 def new_reward_model(language_model: PreTrainedModel, pooling: Pooling = "mean", seed: int = 0) -> PreTrainedModel:
     """A sequence classifier with one label, started from a language model (usually the SFT model).
 
-    The head is drawn from N(0, 1/√(d + 1)) (lm-human-preferences). `pooling="mean"` adds the block described at the
+    It is where the language model is, in its precision; the head is drawn from N(0, 1/√(d + 1)) (lm-human-preferences),
+    the same numbers everywhere. `pooling="mean"` adds the block described at the
     top of this module and needs the Llama architecture; "last" works for every architecture transformers has.
     """
     config = copy.deepcopy(language_model.config)
@@ -111,7 +112,7 @@ def new_reward_model(language_model: PreTrainedModel, pooling: Pooling = "mean",
         nn.init.normal_(head_of(model).weight, std=(config.hidden_size + 1) ** -0.5)
         if pooling == "mean":
             _start_as_mean_pooling(model)
-    return model.eval()
+    return model.to(language_model.device, language_model.dtype).eval()
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from rlhf_lab.config import (
 from rlhf_lab.direct import train_direct
 from rlhf_lab.group import grpo, rloo
 from rlhf_lab.language import pretrain, train_sft
-from rlhf_lab.models import Critic, ValueHead, frozen_copy
+from rlhf_lab.models import Critic, ValueHead, frozen_copy, new_reward_model
 from rlhf_lab.ppo import PPO
 from rlhf_lab.records import Comparison
 from rlhf_lab.reward import encode_comparisons, reward_score, train_reward_model
@@ -143,3 +143,14 @@ def test_a_reward_models_scores_are_those_of_the_cpu(device, precision):
     expected = torch.as_tensor(reward_score(reward_model())(samples))
     given = torch.as_tensor(reward_score(moved(reward_model(), device, precision))(samples)).float().cpu()
     assert given.tolist() == pytest.approx(expected.tolist(), abs=1e-4 if precision == "float32" else 0.05)
+
+
+@everywhere
+@in_each_precision
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_a_reward_model_stands_where_its_language_model_does(pooling, device, precision):
+    made = new_reward_model(moved(language_model(), device, precision), pooling)
+    assert {(p.device.type, p.dtype) for p in made.parameters()} == {(device, PRECISIONS[precision])}
+    expected = new_reward_model(language_model(), pooling)
+    for (name, mine), theirs in zip(made.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(mine.cpu(), theirs.to(mine.dtype)), name
