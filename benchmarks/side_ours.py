@@ -69,11 +69,14 @@ def group(pace, kit: str, method: str, episodes: int, reply: int) -> None:
 def take_steps(pace, trainer: PPO | GroupTrainer, questions: list[str], prompts: int) -> None:
     """A round is a step. No reply can end by itself here, so none is punished for not having ended."""
     trainer.judged = lambda samples: torch.as_tensor(trainer.score(samples), dtype=torch.float32)
+    own_critic = not isinstance(getattr(trainer, "critic", None), ValueHead)
     pace.begin()
     for asked in in_turn(questions, prompts):
         stats = trainer.step(asked)
         tokens = round(stats.reply_length * len(stats.samples))
-        facts = {"kl": stats.kl, "entropy": stats.entropy, "score": stats.reward, "value_loss": stats.value_loss}
+        facts = {"kl": stats.kl, "entropy": stats.entropy, "score": stats.reward}
+        if own_critic:  # the rival's is a model of its own too; a head on the policy's trunk guesses otherwise
+            facts["value_loss"] = stats.value_loss
         facts["score_error"] = statistics.stdev(r.score for r in stats.samples) / len(stats.samples) ** 0.5
         pace({"episodes": len(stats.samples), "tokens": tokens, "epochs": stats.epochs}, **facts)
 
