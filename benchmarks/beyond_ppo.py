@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 import time
@@ -25,10 +24,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import rlhf_lab  # before torch: it sets how threads wait
+
+# isort: split
 import torch
 from contest import heading
 
-import rlhf_lab
 from rlhf_lab.config import BestOfNConfig, DirectConfig, GroupConfig
 from rlhf_lab.evaluation import bootstrap_interval, kl_per_reply
 from rlhf_lab.judge import Verdict
@@ -48,7 +49,7 @@ from rlhf_lab.methods import (
 from rlhf_lab.models import new_reward_model
 from rlhf_lab.reward import normalise, train_reward_model
 from rlhf_lab.runs import Run
-from rlhf_lab.sampling import sample
+from rlhf_lab.sampling import best_of_n_kl, sample
 
 REPLIES = 2  # to each held-out prompt
 DIRECT = {"dpo": DirectConfig(beta=0.2), "cdpo": DirectConfig(beta=0.2, label_smoothing=0.1)}
@@ -102,7 +103,7 @@ def measure(run: Run, name: str, start: Start, feedback: Feedback, budget: float
     prompts, generator = run.held_out_prompts * REPLIES, torch.Generator().manual_seed(seed)
     written = write(name, policy, start, prompts, config, generator)
     if isinstance(config, BestOfNConfig):
-        kl = math.log(config.n) - (config.n - 1) / config.n
+        kl = best_of_n_kl(config.n)
     else:
         kl = kl_per_reply(policy, start.reference, written, run.profile.sampling.temperature).value
     verdicts = [run.judge.verdict(s.prompt, s.text) for s in written]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -230,13 +231,18 @@ def best_of_n(
     config: SamplingConfig | None = None,
     generator: torch.Generator | None = None,
 ) -> list[Sample]:
-    """The best of n replies to each prompt by `score(list[Sample]) -> tensor (N,)`.
-
-    The KL to the model is at most log n − (n − 1)/n nats a reply (Stiennon et al., arXiv:2009.01325).
-    """
+    """The best of n replies to each prompt by `score(list[Sample]) -> tensor (N,)`; its KL: see `best_of_n_kl`."""
     many = sample(model, tokenizer, [p for p in prompts for _ in range(n)], config, generator)
     best = torch.as_tensor(score(many)).view(len(prompts), n).argmax(1).tolist()
     return [many[i * n + j] for i, j in enumerate(best)]
+
+
+def best_of_n_kl(n: int) -> float:
+    """log n − (n − 1)/n: the most that best-of-n's KL to the model can be, in nats a reply (Stiennon et al.,
+    arXiv:2009.01325). Raises InputError for n below 1."""
+    if n < 1:
+        raise InputError(f"best_of_n_kl: n is {n}; it must be at least 1")
+    return math.log(n) - (n - 1) / n
 
 
 def greedy(config: SamplingConfig) -> SamplingConfig:

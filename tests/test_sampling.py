@@ -11,7 +11,7 @@ from rlhf_lab import sampling as sampling_module
 from rlhf_lab.config import SamplingConfig
 from rlhf_lab.errors import InputError
 from rlhf_lab.models import load_language_model, save_model
-from rlhf_lab.sampling import best_of_n, draw, greedy, make_questions, sample, sample_tokens
+from rlhf_lab.sampling import best_of_n, best_of_n_kl, draw, greedy, make_questions, sample, sample_tokens
 from rlhf_lab.text import encode_prompts
 
 CONFIG = SamplingConfig(temperature=1.0, max_new_tokens=12)
@@ -133,6 +133,15 @@ def test_a_prompt_that_leaves_no_room_is_named():
     with pytest.raises(InputError, match=r"'xxx.*has \d+ tokens; at most 116 leave room"):
         sample(language_model(), tokenizer(), ["When?", "x" * 500], CONFIG)
     assert sample(language_model(), tokenizer(), [], CONFIG) == []
+
+
+def test_the_bound_of_best_of_n_is_the_kl_where_no_two_replies_score_alike():
+    for n in (1, 2, 8):
+        grid = [(i + 0.5) / 20_000 for i in range(20_000)]  # the rank of a reply, uniform; of the best of n: n·u^(n−1)
+        exact = sum(n * u ** (n - 1) * math.log(n * u ** (n - 1)) for u in grid) / len(grid)
+        assert best_of_n_kl(n) == pytest.approx(exact, abs=1e-3)
+    with pytest.raises(InputError, match="at least 1"):
+        best_of_n_kl(0)
 
 
 def test_best_of_n_is_the_best_of_n():
