@@ -16,7 +16,7 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -120,21 +120,21 @@ class Side:
         return lambda: trainer.step(self.questions)
 
 
-def measure(name: str, make: Callable[[], PreTrainedModel], tokenizer, options: argparse.Namespace) -> list[str]:
-    """Rows of the table for one shape: the precisions and rivals in turns, medians."""
+def measure(name: str, make: Callable[[], PreTrainedModel], tokenizer, options: argparse.Namespace) -> Iterator[str]:
+    """Rows of the table for one shape, each as soon as it is measured: the precisions and rivals in turns, medians."""
     device = torch.device(options.device)
     questions = load_scenario().prompts("train", options.batch)
     torch.manual_seed(0)
     start = make()
     size = sum(p.numel() for p in start.parameters())
     sides = {t: Side(frozen_copy(start).to(device, dtype), tokenizer, questions, options) for t, dtype in TYPES.items()}
-    tokens, rows = options.batch * options.tokens, []
+    tokens = options.batch * options.tokens
 
     works = {f"{t}, {who}": getattr(side, who) for t, side in sides.items() for who in ("sample", "generate")}
     for work, seconds in in_turns(works, device, options.rounds).items():
         precision, who = work.split(", ")
         ours = "sampling" if who == "sample" else "`generate`"
-        rows.append(f"| {name} ({size / 1e6:.0f}M) | {ours} | {precision} | {tokens / seconds:,.0f} tokens/s | |")
+        yield f"| {name} ({size / 1e6:.0f}M) | {ours} | {precision} | {tokens / seconds:,.0f} tokens/s | |"
     for shared in (False, True):
         for precision, side in sides.items():
             gc.collect()
@@ -146,9 +146,8 @@ def measure(name: str, make: Callable[[], PreTrainedModel], tokenizer, options: 
             peak = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if device.type == "cuda" else ""
             what = "PPO, value head" if shared else "PPO, separate critic"
             rate = options.batch / seconds
-            rows.append(f"| {name} ({size / 1e6:.0f}M) | {what} | {precision} | {rate:,.1f} episodes/s | {peak} |")
+            yield f"| {name} ({size / 1e6:.0f}M) | {what} | {precision} | {rate:,.1f} episodes/s | {peak} |"
             del step
-    return rows
 
 
 def in_turns(works: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:
