@@ -12,7 +12,8 @@ speeds within each round with a bootstrap interval. A contestant is a function `
             matrix @ matrix
             pace({"products": 1})            # what this round did; returns when the next round is due
 
-With a `Busy` process beside, every round is done twice, quiet and busy, and the slow-down is the median of their ratio.
+With a `Busy` process beside, rounds (all, or the first few) are done twice, quiet and busy, and the slow-down is the
+median of their ratio.
 """
 
 from __future__ import annotations
@@ -294,15 +295,16 @@ class Outcome:
     def slowdown(self, name: str) -> Ratio:
         """Busy time over quiet time of the same work."""
         unit = self.contest.unit
-        pairs = zip(self.busy[name], self.quiet[name], strict=True)
+        busy = self.busy[name]
+        pairs = zip(busy, self.quiet[name][: len(busy)], strict=True)
         return median_ratio([(b.seconds / b.work[unit]) / (q.seconds / q.work[unit]) for b, q in pairs])
 
     def _laps(self, busy: bool) -> dict[str, list[Lap]]:
         return self.busy if busy else self.quiet
 
 
-def play(contest: Contest, beside: Busy | None = None) -> Outcome:
-    """The whole contest: set up, choose settings, warm up, and take turns."""
+def play(contest: Contest, beside: Busy | None = None, busy_rounds: int | None = None) -> Outcome:
+    """The whole contest: set up, choose settings, warm up, and take turns; at most `busy_rounds` of them also busy."""
     before = os.getloadavg()[0]
     runners = [chosen(contestant) for contestant in contest.contestants]
     quiet: dict[str, list[Lap]] = {c.name: [] for c in contest.contestants}
@@ -314,7 +316,7 @@ def play(contest: Contest, beside: Busy | None = None) -> Outcome:
         for number in range(contest.rounds):
             for runner in order_of(runners, number):
                 quiet[runner.contestant.name].append(runner.lap())
-            if beside:
+            if beside and (busy_rounds is None or number < busy_rounds):
                 beside.beside(True)
                 for runner in order_of(runners, number):
                     busy[runner.contestant.name].append(runner.lap())
@@ -424,6 +426,9 @@ def add_options(parser: argparse.ArgumentParser, rounds: int = 12) -> None:
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--warmups", type=int, default=2)
     parser.add_argument("--busy", action="store_true", help="each round also with a busy browser beside")
+    parser.add_argument(
+        "--busy-rounds", type=int, metavar="N", help="only the first N rounds also busy: rivals may crawl"
+    )
     parser.add_argument("--threads", type=int, help="of every contestant; torch's own choice otherwise")
     parser.add_argument("--tiny", action="store_true", help="a toy size, to see that it works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
@@ -438,7 +443,7 @@ def run(contests: Sequence[Contest], options: argparse.Namespace, check=lambda o
     try:
         print(heading(beside) + "\n\n" + table_head(options.busy), flush=True)
         for contest in contests:
-            outcomes.append(play(contest, beside))
+            outcomes.append(play(contest, beside, options.busy_rounds))
             check(outcomes[-1])
             print(table_rows(outcomes[-1]), flush=True)
     finally:

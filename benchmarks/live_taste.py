@@ -16,9 +16,11 @@ import json
 import sys
 from pathlib import Path
 
+import rlhf_lab  # before torch: it sets how threads wait
+
+# isort: split
 import torch
 
-import rlhf_lab
 from rlhf_lab.annotators import SimulatedAnnotator
 from rlhf_lab.evaluation import bootstrap_interval
 from rlhf_lab.language import step_generator

@@ -24,6 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import DirectConfig, OnlineDPOConfig
+from .cores import step_on_one_core
 from .errors import InputError
 from .group import GroupExperience, GroupTrainer
 from .language import make_optimizer, step_generator
@@ -271,8 +272,9 @@ def _train(
         seen = read(batch)
         optimizer.zero_grad()
         seen.loss.backward()
-        nn.utils.clip_grad_norm_(policy.parameters(), config.clip_norm)
-        optimizer.step()
+        with step_on_one_core(policy.parameters()):
+            nn.utils.clip_grad_norm_(policy.parameters(), config.clip_norm)
+            optimizer.step()
         labels += len(batch)
         yield seen.point(step + 1, labels, rate, time.perf_counter() - began)
 

@@ -22,6 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import GroupConfig, GRPOConfig, LengthRule, RaftConfig, RLOOConfig
+from .cores import step_on_one_core
 from .errors import InputError
 from .ppo import PPO, Score, draw_prompts, k3, masked_mean, next_kl_coefficient
 from .records import Rollout, StepStats
@@ -278,8 +279,9 @@ class GroupTrainer:
         if losses:
             self.optimizer.zero_grad()
             torch.stack(losses).sum().backward()
-            nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip_norm)
-            self.optimizer.step()
+            with step_on_one_core(self.policy.parameters()):
+                nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip_norm)
+                self.optimizer.step()
         self.pulse()
         return stats
 

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .config import LanguageConfig
-from .cores import add_gradients, divided, weighted_means
+from .cores import add_gradients, divided, step_on_one_core, weighted_means
 from .errors import InputError
 from .models import states_at
 from .records import LossPoint
@@ -93,8 +93,9 @@ def train_language(
         ids, labels = (tensor.to(device) for tensor in batch_at(step))
         optimizer.zero_grad()
         loss = language_gradients(model, ids, labels)
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimizer.step()
+        with step_on_one_core(model.parameters()):
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            optimizer.step()
         tokens += int((labels != -100).sum())
         yield LossPoint(step + 1, tokens, loss, time.perf_counter() - began)
 

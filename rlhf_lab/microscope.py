@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from .errors import InputError
-from .ppo import PPO, Experience, k3
+from .ppo import PPO, Experience
 from .records import StepStats
 from .sampling import Sample
 
@@ -107,7 +107,7 @@ class ReplyView:
     text: str
     score: float  # as judged: the fixed low score where it was truncated
     truncated: bool
-    kl: float  # k3, nats a reply, as StepStats reports it
+    kl: float  # log π − log π_ref of the whole reply, nats: the sum of its tokens' (StepStats reports k3 instead)
     tokens: tuple[TokenView, ...]
 
 
@@ -179,7 +179,7 @@ def reply_views(watch: Watch, trainer: PPO) -> tuple[ReplyView, ...]:
     if seen is None or watch.logprobs is None:
         raise InputError("the microscope has seen no step yet: call trainer.step(prompts) inside `watching(trainer)`")
     columns = token_columns(seen, watch.logprobs, watch.values, trainer.config.clip_range)
-    kl = k3(seen.logprobs, seen.ref_logprobs).mul(seen.mask).sum(1).tolist()
+    kl = (columns["kl"] * seen.mask).sum(1).tolist()
     views = []
     for row, sample in enumerate(watch.samples):
         length = int(seen.mask[row].sum())

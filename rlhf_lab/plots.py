@@ -181,7 +181,7 @@ def loss_curve(points: Sequence[LossPoint], title: str = "Next-token loss") -> F
         right = axis.secondary_yaxis("right", functions=(np.exp, lambda p: np.log(np.maximum(p, 1e-9))))
         right.yaxis.set_major_locator(FixedLocator(_round_perplexities(*axis.get_ylim())))
         right.yaxis.set_minor_locator(NullLocator())
-        right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+        right.yaxis.set_major_formatter(_plain_numbers(4))
         right.set_ylabel("perplexity (tokens to choose from)")
     return _done(figure)
 
@@ -303,7 +303,7 @@ def gold_against_kl(
         axis.set_xlim(0, max(furthest * 1.05, 0.1))
         axis.xaxis.set_major_locator(FixedLocator([x for x in KL_TICKS if x <= axis.get_xlim()[1]]))
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        axis.xaxis.set_major_formatter(_plain_numbers())
         axis.set(title=title, xlabel="KL to the SFT model (nats per reply; spaced by √KL)", ylabel="gold score")
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return _done(figure)
@@ -447,7 +447,7 @@ def _draw(axis: Axes, chart: Chart) -> None:
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.yaxis.set_major_locator(MaxNLocator(5))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.xaxis.set_major_formatter(_plain_numbers())
     if sum(bool(line.label) for line in chart.lines) > 1:
         axis.legend(loc="best")
 
@@ -463,6 +463,11 @@ def _draw_line(axis: Axes, line: Line, i: int) -> None:
     )  # fmt: skip
     if len(line.low):
         axis.fill_between(line.x, line.low, line.high, color=color, alpha=0.16, linewidth=0)
+
+
+def _plain_numbers(digits: int = 6) -> FuncFormatter:
+    """Ticks as plain numbers with thousands separated, never in powers of ten."""
+    return FuncFormatter(lambda value, _: f"{value:,.{digits}g}")
 
 
 def _round_perplexities(low: float, high: float) -> list[float]:

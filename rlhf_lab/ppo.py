@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import PPOConfig
-from .cores import add_gradients, divided, side_by_side, weighted_means
+from .cores import add_gradients, divided, side_by_side, step_on_one_core, weighted_means
 from .errors import InputError
 from .language import step_generator
 from .models import Critic, ValueHead
@@ -276,7 +276,8 @@ class PPO:
 
     def values(self, replies: ReplyBatch) -> torch.Tensor:
         """V by a critic of its own: (B, R), 0 outside the mask."""
-        return in_columns(self.critic.at(replies.ids, state_places(replies), replies.lengths), replies.mask)
+        ids, lengths = replies.context
+        return in_columns(self.critic.at(ids, state_places(replies), lengths), replies.mask)
 
     def rewards(
         self, logprobs: torch.Tensor, ref_logprobs: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor
@@ -320,9 +321,10 @@ class PPO:
         shares = [part.size / mb.size for _, part in jobs]
         self.optimizer.zero_grad()
         figures = add_gradients(lambda job: job[0](job[1]), jobs, shares, self.trained)
-        for model in (self.policy, self.critic):
-            nn.utils.clip_grad_norm_(model.parameters(), self.config.clip_norm)
-        self.optimizer.step()
+        with step_on_one_core(self.trained):
+            for model in (self.policy, self.critic):
+                nn.utils.clip_grad_norm_(model.parameters(), self.config.clip_norm)
+            self.optimizer.step()
         self.pulse()
         return weighted_means(figures, shares)
 

@@ -37,6 +37,12 @@ class ReplyBatch:
         """Tokens of prompt and reply together, (B,)."""
         return self.prompt_lengths + self.mask.sum(1)
 
+    @property
+    def context(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What stands before reply tokens: the ids (B, T − 1) and lengths (B,) without each reply's last token, whose
+        own state nobody reads."""
+        return self.ids[:, :-1], self.lengths - self.mask.any(1).long()
+
     def rows(self, rows: torch.Tensor) -> Self:
         """Some of the replies: a minibatch, cut to its longest row. Fields beyond these four are (B, R) or (B,)."""
         width, replies = int(self.lengths[rows].max()), int(self.mask[rows].sum(1).max())
@@ -60,17 +66,18 @@ def reply_batch(dialogues: Sequence[Dialogue], pad_id: int, device: torch.device
 
 
 def state_places(replies: ReplyBatch) -> torch.Tensor:
-    """Where the state before each real reply token stands, (N,), numbered through the flattened batch (B·T).
+    """Where the state before each real reply token stands, (N,), numbered through the flattened `context`.
 
     That is the place of the token before it: for the first one, the prompt's last token.
     """
     row, column = replies.mask.nonzero(as_tuple=True)
-    return row * replies.ids.shape[1] + replies.prompt_lengths[row] - 1 + column
+    return row * (replies.ids.shape[1] - 1) + replies.prompt_lengths[row] - 1 + column
 
 
 def reply_states(model: PreTrainedModel, replies: ReplyBatch) -> torch.Tensor:
     """The final hidden state before each real reply token, (N, d), row after row; N is the number of such tokens."""
-    return states_at(model, replies.ids, state_places(replies), replies.lengths)
+    ids, lengths = replies.context
+    return states_at(model, ids, state_places(replies), lengths)
 
 
 def token_logprobs(
@@ -80,7 +87,8 @@ def token_logprobs(
 
     Logits are divided by the sampling temperature (detail 3 of the PPO details).
     """
-    logp = F.log_softmax(model.get_output_embeddings()(states).float() / temperature, dim=-1)  # (N, V)
+    logits = model.get_output_embeddings()(states).float()  # (N, V)
+    logp = F.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
     entropy = None if torch.is_grad_enabled() else -(logp.exp() * logp).sum(-1)
     return logp.gather(1, tokens[:, None]).squeeze(1), entropy
 

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import RewardConfig
-from .cores import add_gradients, divided, side_by_side
+from .cores import add_gradients, divided, side_by_side, step_on_one_core
 from .errors import InputError
 from .language import make_optimizer, step_generator
 from .models import head_of, last_hidden, sequence_scores
@@ -208,8 +208,9 @@ def train_reward_model(
         batch = batch_at(step)
         optimizer.zero_grad()
         loss, accuracy = reward_gradients(model, batch, config.loss)
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimizer.step()
+        with step_on_one_core(model.parameters()):
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            optimizer.step()
         seen += sum(len(item.pairs) for item in batch)
         yield RewardPoint(step + 1, seen, loss, accuracy)
 

@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import fast
 from .config import SamplingConfig
-from .cores import one_core
+from .cores import divided, one_core, side_by_side
 from .errors import InputError
 from .models import fingerprint
 from .records import Candidate, Question, new_id
@@ -94,12 +94,30 @@ def _sampled(
     config: SamplingConfig,
     chance: torch.Tensor | None,
 ) -> list[list[int]]:
-    """`sample_tokens` with its chance drawn: the loop over tokens. Rows that have ended leave the batch."""
-    decoder = (fast.Decoder if fast.supported(model) else Decoder)(
-        model, list(map(list, prompts)), config.max_new_tokens
-    )
-    alive = torch.arange(len(prompts), device=decoder.logits.device)
-    replies: list[list[int]] = [[] for _ in prompts]
+    """`sample_tokens` with its chance drawn. On the fast path each core writes some of the replies."""
+    make = fast.Decoder if fast.supported(model) else Decoder
+    parts = [range(len(prompts))]
+    if make is fast.Decoder:
+        tokens = torch.tensor([len(ids) + config.max_new_tokens for ids in prompts])
+        parts = [rows.tolist() for rows in divided(tokens)]
+
+    def write(rows: Sequence[int]) -> list[list[int]]:
+        decoder = make(model, [list(prompts[row]) for row in rows], config.max_new_tokens)
+        return _written(decoder, end_id, config, None if chance is None else chance[list(rows)])
+
+    replies: dict[int, list[int]] = {}
+    for rows, written in zip(parts, side_by_side(write, parts), strict=True):
+        replies.update(zip(rows, written, strict=True))
+    return [replies[row] for row in range(len(prompts))]
+
+
+@torch.no_grad()
+def _written(
+    decoder: Decoder | fast.Decoder, end_id: int, config: SamplingConfig, chance: torch.Tensor | None
+) -> list[list[int]]:
+    """The loop over tokens: what the decoder's rows become. Rows that have ended leave the batch."""
+    alive = torch.arange(len(decoder.logits), device=decoder.logits.device)
+    replies: list[list[int]] = [[] for _ in alive]
     with one_core(decoder.light):
         for step in range(config.max_new_tokens):
             tokens = draw(decoder.logits, config, chance=None if chance is None else chance[alive.cpu(), step])

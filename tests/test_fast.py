@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf_lab import fast, sampling
+from rlhf_lab import blocks, fast, sampling
 from rlhf_lab.config import SamplingConfig
 from rlhf_lab.models import hidden_states, states_at
 
@@ -138,3 +139,58 @@ def test_a_model_that_samples_keeps_its_weights():
     before = [p.clone() for p in model.parameters()]
     sampling.sample_tokens(model, PROMPTS, 1, SamplingConfig(), torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_blocks_are_single_calls_and_give_what_the_plain_functions_give(monkeypatch):
+    """Compiled at the pinned versions (it is what lets two threads compute at once), equal without TorchScript too."""
+    model, (ids, places) = llama(), batch()
+
+    def numbers() -> list[torch.Tensor]:
+        model.zero_grad()
+        fast.states(model, ids, LENGTHS, places).sin().sum().backward()
+        with torch.no_grad():
+            decoder = fast.Decoder(model, PROMPTS, 2)
+            decoder.write(torch.tensor([4, 3, 2, 1]))
+        return [decoder.logits, *(p.grad.clone() for p in model.base_model.parameters())]
+
+    compiled = numbers()
+    for name in ("trunk_forward", "trunk_backward", "next_token"):
+        function = getattr(blocks, name)
+        assert sys.version_info >= (3, 14) or isinstance(function.ready, torch.jit.ScriptFunction), name
+        monkeypatch.setattr(function, "ready", function.function)
+    for a, b in zip(compiled, numbers(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_a_function_that_torch_cannot_compile_stays_itself():
+    def odd(x):
+        return [*x, yield_from_nowhere]  # noqa: F821
+
+    assert blocks.scripted(odd) is odd
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2, 3])
+def test_blocks_that_are_not_trained_get_no_gradient_and_the_others_theirs(frozen):
+    plain, (ids, places) = llama(), batch()
+    for part in (plain.model.embed_tokens, *plain.model.layers[:frozen]):
+        part.requires_grad_(False)
+    quick = copy.deepcopy(plain)
+    hidden_states(plain, ids).flatten(0, 1)[places].sin().sum().backward()
+    fast.states(quick, ids, LENGTHS, places).sin().sum().backward()
+    for (name, a), b in zip(plain.named_parameters(), quick.named_parameters(), strict=True):
+        assert (a.grad is None) == (b[1].grad is None), name
+        if a.grad is not None:
+            torch.testing.assert_close(b[1].grad, a.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_replies_are_the_same_whoever_writes_them():
+    """On one core, and divided among two."""
+    model, written, before = llama(), [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            generator = torch.Generator().manual_seed(3)
+            written.append(sampling.sample_tokens(model, PROMPTS * 8, 1, SamplingConfig(max_new_tokens=40), generator))
+    finally:
+        torch.set_num_threads(before)
+    assert written[0] == written[1] and len({len(reply) for reply in written[0]}) > 3
