@@ -79,9 +79,9 @@ def one_core(wanted: bool = True) -> Iterator[None]:
 
 
 def step_on_one_core(parameters: Iterable[torch.Tensor]) -> AbstractContextManager[None]:
-    """Inside, one core clips gradients and takes the optimiser's step, unless the model is large.
+    """Inside, one core adds up gradients, clips them or takes the optimiser's step, unless the model is large.
 
-    Both go over the parameters tensor by tensor, and calling the other core for each would take longer than the work.
+    It goes over the parameters tensor by tensor; calling the other core each time would take longer than the work.
     """
     return one_core(sum(p.numel() for p in parameters) < LARGE)
 
@@ -111,10 +111,11 @@ def add_gradients(
         return told, torch.autograd.grad(value * share, trained, allow_unused=True)
 
     results = side_by_side(gradients, list(zip(parts, shares, strict=True)))
-    for _, grads in results:
-        for parameter, grad in zip(trained, grads, strict=True):
-            if grad is not None:
-                parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+    with step_on_one_core(trained):
+        for _, grads in results:
+            for parameter, grad in zip(trained, grads, strict=True):
+                if grad is not None:
+                    parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
     return [told for told, _ in results]
 
 

@@ -135,6 +135,31 @@ def rotation(config: LlamaConfig, positions: torch.Tensor) -> tuple[torch.Tensor
     return angle.cos().index_select(0, positions), angle.sin().index_select(0, positions)
 
 
+# --- log-probabilities ------------------------------------------------------------------------------------------------
+
+
+class ChosenLogprobs(torch.autograd.Function):
+    """log softmax(logits) of one token a row, (N,) from logits (N, V) and tokens (N,). Any device, any model.
+
+    Its gradient, g · (one-hot − softmax), is written at once; autograd would fill two more matrices of that size.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        logprobs = logits.log_softmax(-1)
+        ctx.save_for_backward(logprobs, tokens)
+        return logprobs.gather(1, tokens[:, None]).squeeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor):
+        logprobs, tokens = ctx.saved_tensors
+        d_logits = logprobs.exp().mul_(-grad[:, None])
+        return d_logits.scatter_add_(1, tokens[:, None], grad[:, None]), None
+
+
+chosen_logprobs = ChosenLogprobs.apply
+
+
 # --- sampling ---------------------------------------------------------------------------------------------------------
 
 

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
 from .config import LanguageConfig
 from .cores import add_gradients, divided, step_on_one_core, weighted_means
 from .errors import InputError
+from .fast import chosen_logprobs
 from .models import states_at
 from .records import LossPoint
 from .text import Dialogue, language_batch
@@ -36,7 +36,7 @@ def language_loss(model: PreTrainedModel, ids: torch.Tensor, labels: torch.Tenso
     wanted = labels != -100
     states = states_at(model, ids, wanted.flatten().nonzero().squeeze(1), used_lengths(wanted))  # (N, d)
     logits = model.get_output_embeddings()(states)  # (N, V)
-    return F.cross_entropy(logits.float(), labels[wanted])
+    return -chosen_logprobs(logits.float(), labels[wanted]).mean()
 
 
 def used_lengths(wanted: torch.Tensor) -> torch.Tensor:

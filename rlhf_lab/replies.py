@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from .fast import chosen_logprobs
 from .models import states_at
 from .text import Dialogue, pad_right
 
@@ -88,9 +88,11 @@ def token_logprobs(
     Logits are divided by the sampling temperature (detail 3 of the PPO details).
     """
     logits = model.get_output_embeddings()(states).float()  # (N, V)
-    logp = F.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
-    entropy = None if torch.is_grad_enabled() else -(logp.exp() * logp).sum(-1)
-    return logp.gather(1, tokens[:, None]).squeeze(1), entropy
+    logits = logits if temperature == 1 else logits / temperature
+    if torch.is_grad_enabled():
+        return chosen_logprobs(logits, tokens), None
+    logprobs = logits.log_softmax(-1)
+    return logprobs.gather(1, tokens[:, None]).squeeze(1), -(logprobs.exp() * logprobs).sum(-1)
 
 
 def reply_logprobs(
