@@ -4,7 +4,8 @@
 
 All three train the lab's default model (from the same weights) on the same blocks in the same order, 16 × 64 tokens a
 step, AdamW (fused), gradients clipped, fp32; the first loss must be the same. The plain loop is what one writes first:
-`model(input_ids).logits`, cross-entropy, backward, step.
+`model(input_ids).logits`, cross-entropy, backward, step. Then once more with products in bfloat16
+(`LanguageConfig.bf16`, the Trainer's `bf16=True`), where the Trainer in fp32 takes part for comparison.
 
 The last rows are the share of the processor's peak: floating-point operations a second in pretraining against those
 of one large fp32 matrix product, and against products of the model's own shapes, in turns too. Counted are 6·N a token,
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -26,9 +28,11 @@ from contest import WAITING, Contest, Contestant, Outcome, add_options, run  # n
 
 LARGE = 2048  # rows and columns of the large product
 RATE = 1e-3
+BF16 = "pretraining, products in bf16"
+SAME = {BF16: 5e-3}  # relative difference of the first losses; 1e-4 where not given
 
 
-def ours(pace, kit: str, steps: int, batch: int, block: int) -> None:
+def ours(pace, kit: str, steps: int, batch: int, block: int, bf16: bool = False) -> None:
     import rlhf_lab  # noqa: F401  (before torch)
 
     # isort: split
@@ -36,7 +40,7 @@ def ours(pace, kit: str, steps: int, batch: int, block: int) -> None:
     from rlhf_lab.models import load_language_model
 
     model, tokenizer = load_language_model(Path(kit, "language"))
-    points = pretrain(model, stream(kit, tokenizer), language_config(batch, block))
+    points = pretrain(model, stream(kit, tokenizer), replace(language_config(batch, block), bf16=bf16))
     flops = flops_a_token(model, block) * batch * block * steps
     pace.begin()
     while True:
@@ -69,7 +73,7 @@ def plain(pace, kit: str, steps: int, batch: int, block: int) -> None:
         pace({"tokens": steps * batch * block}, loss=losses[0])
 
 
-def trainer(pace, kit: str, steps: int, batch: int, block: int, rounds: int) -> None:
+def trainer(pace, kit: str, steps: int, batch: int, block: int, rounds: int, bf16: bool = False) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
     model = AutoModelForCausalLM.from_pretrained(Path(kit, "language"))
@@ -102,6 +106,7 @@ def trainer(pace, kit: str, steps: int, batch: int, block: int, rounds: int) -> 
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
+        bf16=bf16,
         dataloader_pin_memory=False,
     )
     it = Trainer(model, options, train_dataset=rows, callbacks=[Pacer()])
@@ -187,6 +192,11 @@ def contests(kit: Path, options: argparse.Namespace) -> list[Contest]:
         Contestant("plain loop", "pretraining:plain", work, settings=WAITING),
         Contestant("Trainer", "pretraining:trainer", work | {"rounds": rounds}, settings=WAITING),
     )
+    halves = (
+        replace(lab, arguments=work | {"bf16": True}),
+        Contestant("Trainer, bf16", "pretraining:trainer", work | {"rounds": rounds, "bf16": True}, settings=WAITING),
+        loops[2],
+    )
     large = [(256 if options.tiny else LARGE,) * 3]
     own = model_shapes(size["batch"] * size["block"], model)
     peaks = (
@@ -196,6 +206,7 @@ def contests(kit: Path, options: argparse.Namespace) -> list[Contest]:
     )
     return [
         Contest("pretraining", "tokens", loops, options.rounds, options.warmups),
+        Contest(BF16, "tokens", halves, options.rounds, options.warmups),
         Contest("share of the peak", "GFLOP", peaks, options.rounds, options.warmups),
     ]
 
@@ -203,7 +214,7 @@ def contests(kit: Path, options: argparse.Namespace) -> list[Contest]:
 def check(outcome: Outcome) -> None:
     """Ends the program unless all trained on the same tokens and began from the same loss."""
     first = {name: lap.facts["loss"] for name, lap in outcome.first.items() if "loss" in lap.facts}
-    if max(first.values()) - min(first.values()) > 1e-4 * max(first.values()):
+    if max(first.values()) - min(first.values()) > SAME.get(outcome.contest.title, 1e-4) * max(first.values()):
         raise SystemExit(f"{outcome.contest.title}: not the same first loss: {first}")
 
 

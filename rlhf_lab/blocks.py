@@ -24,6 +24,8 @@ KEPT = 14  # tensors of a block that its backward pass needs
 class Shape(NamedTuple):
     """What the blocks need to know beyond weights: heads, epsilon, the rotation of every token, where the tokens are.
 
+    With `bf16`, matrix products are of bfloat16 numbers (the processor adds them up in float32); all else is float32.
+
     `real` (N,) holds the places of computed tokens in the flattened batch (B·T), None when all are computed; `wanted`
     (M,) the numbers of those computed tokens that somebody reads in the end, None for all.
     """
@@ -36,6 +38,7 @@ class Shape(NamedTuple):
     width: int
     real: torch.Tensor | None
     wanted: torch.Tensor | None
+    bf16: bool = False
 
 
 class Compiled:
@@ -65,6 +68,20 @@ def scripted(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------
+
+
+def product(a: torch.Tensor, b: torch.Tensor, bf16: bool) -> torch.Tensor:
+    """a @ b in float32; with `bf16` of both rounded to bfloat16, as autocast would."""
+    if bf16:
+        return (a.to(torch.bfloat16) @ b.to(torch.bfloat16)).float()
+    return a @ b
+
+
+def product_added(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bf16: bool) -> torch.Tensor:
+    """x + `product`."""
+    if bf16:
+        return product(a, b, bf16).add_(x)
+    return torch.addmm(x, a, b)
 
 
 def spread(x: torch.Tensor, shape: Shape) -> torch.Tensor:
@@ -125,7 +142,7 @@ def block_forward(
     gain1, wq, wk, wv, wo, gain2, wgate, wup, wdown = weights
     unit1, scale1 = normed(x, shape.eps)
     w_qkv = torch.cat((wq, wk, wv)).mul_(gain1)
-    qkv = unit1 @ w_qkv.t()  # (N, 3d)
+    qkv = product(unit1, w_qkv.t(), shape.bf16)  # (N, 3d)
     rotate_(qkv.view(x.shape[0], 3 * shape.heads, -1)[:, : 2 * shape.heads], shape.cos, shape.sin)
     apart = spread(qkv, shape).view(shape.rows, shape.width, 3, shape.heads, -1).permute(2, 0, 3, 1, 4)
     q, k, v = apart[0], apart[1], apart[2]  # (B, heads, T, head width)
@@ -134,13 +151,13 @@ def block_forward(
     wanted = shape.wanted
     if last and wanted is not None:
         x, seen = x.index_select(0, wanted), seen.index_select(0, wanted)
-    middle = torch.addmm(x, seen, wo.t())
+    middle = product_added(x, seen, wo.t(), shape.bf16)
     unit2, scale2 = normed(middle, shape.eps)
     w_in = torch.cat((wgate, wup)).mul_(gain2)
-    gate_up = unit2 @ w_in.t()  # (M, 2m)
+    gate_up = product(unit2, w_in.t(), shape.bf16)  # (M, 2m)
     gate, up = gate_up.chunk(2, dim=-1)
     inner = torch.nn.functional.silu(gate).mul_(up)
-    out = torch.addmm(middle, inner, wdown.t())
+    out = product_added(middle, inner, wdown.t(), shape.bf16)
     return out, [unit1, scale1, w_qkv, q, k, v, mixed, logsumexp, seen, unit2, scale2, w_in, gate_up, inner]
 
 
@@ -151,14 +168,14 @@ def block_backward(
     gain1, wq, wk, wv, wo, gain2, wgate, wup, wdown = weights
     unit1, scale1, w_qkv, q, k, v, mixed, logsumexp, seen, unit2, scale2, w_in, gate_up, inner = kept
     # the MLP
-    d_inner = grad @ wdown
-    d_down = grad.t() @ inner
+    d_inner = product(grad, wdown, shape.bf16)
+    d_down = product(grad.t(), inner, shape.bf16)
     d_gate_up = silu_times_backward(d_inner, gate_up)
-    d_in = d_gate_up.t() @ unit2
-    d_middle = normed_backward(d_gate_up @ w_in, unit2, scale2).add_(grad)
+    d_in = product(d_gate_up.t(), unit2, shape.bf16)
+    d_middle = normed_backward(product(d_gate_up, w_in, shape.bf16), unit2, scale2).add_(grad)
     # attention
-    d_seen = d_middle @ wo
-    d_out = d_middle.t() @ seen
+    d_seen = product(d_middle, wo, shape.bf16)
+    d_out = product(d_middle.t(), seen, shape.bf16)
     wanted = shape.wanted
     if last and wanted is not None:
         d_middle = torch.zeros_like(unit1).index_copy_(0, wanted, d_middle)
@@ -169,8 +186,8 @@ def block_backward(
     )
     d_qkv = torch.cat([gather(d.transpose(1, 2), shape) for d in [d_q, d_k, d_v]], dim=-1)  # (N, 3d)
     rotate_(d_qkv.view(d_qkv.shape[0], 3 * shape.heads, -1)[:, : 2 * shape.heads], shape.cos, -shape.sin)
-    d_weight = d_qkv.t() @ unit1
-    d_x = normed_backward(d_qkv @ w_qkv, unit1, scale1).add_(d_middle)
+    d_weight = product(d_qkv.t(), unit1, shape.bf16)
+    d_x = normed_backward(product(d_qkv, w_qkv, shape.bf16), unit1, scale1).add_(d_middle)
     # the gains were folded into the weights behind them
     d_wq, d_wk, d_wv = d_weight.chunk(3)
     d_wgate, d_wup = d_in.chunk(2)

@@ -57,6 +57,7 @@ class LanguageConfig:
     decay: float = 0.6  # share of the steps
     weight_decay: float = 0.05
     clip_norm: float = 1.0
+    bf16: bool = False  # matrix products in bfloat16: quicker where the device has them (AVX512-BF16, AMX, a GPU)
 
     def __post_init__(self) -> None:
         _positive(self, "steps", "batch_size", "block_size", "learning_rate", "clip_norm")

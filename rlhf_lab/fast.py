@@ -28,7 +28,10 @@ LIGHT = 150_000_000  # multiplications a token for all rows: below that, one cor
 
 
 def supported(model: PreTrainedModel) -> bool:
-    """Whether this model may take the fast path: a plain Llama shape in float32 on the CPU, as the lab makes it."""
+    """Whether this model may take the fast path: a plain Llama shape in float32 on the CPU, as the lab makes it.
+
+    Under `torch.autocast("cpu", torch.bfloat16)` it computes matrix products in bfloat16, under another kind nothing.
+    """
     config = getattr(model, "config", None)
     if not isinstance(config, LlamaConfig) or type(model.base_model).__name__ != "LlamaModel":
         return False
@@ -40,7 +43,8 @@ def supported(model: PreTrainedModel) -> bool:
         and config.rope_parameters.get("rope_type", "default") == "default"
     )
     weight = model.base_model.embed_tokens.weight
-    return plain and weight.device.type == "cpu" and weight.dtype == torch.float32 and not hooked(model)
+    known = not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return plain and known and weight.device.type == "cpu" and weight.dtype == torch.float32 and not hooked(model)
 
 
 def hooked(model: PreTrainedModel) -> bool:
@@ -71,7 +75,8 @@ def states(
     weights = [weight for block in trunk.layers for weight in weights_of(block)]
     if torch.is_grad_enabled():
         return trunk.norm(Trunk.apply(shape, x, *weights))
-    return trunk.norm(trunk_forward(x, weights, shape, False)[0])
+    with torch.autocast("cpu", enabled=False):
+        return trunk.norm(trunk_forward(x, weights, shape, False)[0])
 
 
 class Trunk(torch.autograd.Function):
@@ -79,7 +84,8 @@ class Trunk(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, shape: Shape, x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        out, kept = trunk_forward(x, list(weights), shape, True)
+        with torch.autocast("cpu", enabled=False):  # what it would do to single operations, `shape.bf16` says
+            out, kept = trunk_forward(x, list(weights), shape, True)
         ctx.shape = shape
         ctx.save_for_backward(*weights, *kept)
         return out
@@ -89,7 +95,8 @@ class Trunk(torch.autograd.Function):
         _, of_x, *needed = ctx.needs_input_grad
         weights, kept = list(ctx.saved_tensors[: len(needed)]), list(ctx.saved_tensors[len(needed) :])
         lowest = 0 if of_x else needed.index(True) // WEIGHTS
-        d_x, *grads = trunk_backward(grad.contiguous(), weights, kept, ctx.shape, lowest)
+        with torch.autocast("cpu", enabled=False):
+            d_x, *grads = trunk_backward(grad.contiguous(), weights, kept, ctx.shape, lowest)
         return None, d_x if of_x else None, *[None] * (len(needed) - len(grads)), *grads
 
 
@@ -124,7 +131,8 @@ def shape_of(
             wanted = (is_real.cumsum(0) - 1)[wanted]
     places = torch.arange(rows * width) if real is None else real
     cos, sin = rotation(model.config, places % width)
-    return Shape(model.config.num_attention_heads, model.config.rms_norm_eps, cos, sin, rows, width, real, wanted)
+    bf16 = torch.is_autocast_enabled("cpu")
+    return Shape(model.config.num_attention_heads, model.config.rms_norm_eps, cos, sin, rows, width, real, wanted, bf16)
 
 
 def rotation(config: LlamaConfig, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

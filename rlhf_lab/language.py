@@ -44,15 +44,20 @@ def used_lengths(wanted: torch.Tensor) -> torch.Tensor:
     return (wanted * torch.arange(1, wanted.shape[1] + 1, device=wanted.device)).amax(1)
 
 
-def language_gradients(model: PreTrainedModel, ids: torch.Tensor, labels: torch.Tensor) -> float:
-    """Adds the gradient of `language_loss` to the model's, the rows divided among the cores; returns the loss."""
+def language_gradients(model: PreTrainedModel, ids: torch.Tensor, labels: torch.Tensor, bf16: bool = False) -> float:
+    """Adds the gradient of `language_loss` to the model's, the rows divided among the cores; returns the loss.
+
+    With `bf16`, matrix products are computed in bfloat16 (Micikevicius et al., arXiv:1710.03740; no loss scaling is
+    needed, as bfloat16 has float32's range): weights, gradients and the loss itself stay float32.
+    """
     wanted = labels != -100
     lengths, total = used_lengths(wanted), int(wanted.sum())
     parts = [(ids[rows, : lengths[rows].max()], labels[rows, : lengths[rows].max()]) for rows in divided(lengths)]
     shares = [int((part != -100).sum()) / total for _, part in parts]
 
     def loss(part: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        value = language_loss(model, *part)
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
+            value = language_loss(model, *part)
         return value, {"loss": value}
 
     return weighted_means(add_gradients(loss, parts, shares, model.parameters()), shares)["loss"]
@@ -92,7 +97,7 @@ def train_language(
             group["lr"] = learning_rate_at(step, config)
         ids, labels = (tensor.to(device) for tensor in batch_at(step))
         optimizer.zero_grad()
-        loss = language_gradients(model, ids, labels)
+        loss = language_gradients(model, ids, labels, config.bf16)
         with step_on_one_core(model.parameters()):
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
             optimizer.step()

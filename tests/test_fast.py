@@ -194,3 +194,33 @@ def test_replies_are_the_same_whoever_writes_them():
     finally:
         torch.set_num_threads(before)
     assert written[0] == written[1] and len({len(reply) for reply in written[0]}) > 3
+
+
+def test_under_autocast_products_are_in_bfloat16_and_near_those_of_float32():
+    """As near as transformers' own class comes under the same autocast, and float32 outside of products."""
+    (ids, places), found = batch(), {}
+    for name, plain, bf16 in (("exact", True, False), ("theirs", True, True), ("ours", False, True)):
+        model = llama()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            if plain:
+                states = hidden_states(model, ids).flatten(0, 1)[places].float()
+            else:
+                states = fast.states(model, ids, LENGTHS, places)
+                assert states.dtype == torch.float32
+            states.sin().sum().backward()  # in autocast's reach too: it must not touch the written-out backward pass
+        found[name] = states.detach(), [p.grad for p in model.base_model.parameters()]
+
+    def distance(name: str) -> list[float]:
+        pairs = zip([found[name][0], *found[name][1]], [found["exact"][0], *found["exact"][1]], strict=True)
+        return [((a - b).norm() / b.norm()).item() for a, b in pairs]
+
+    ours, theirs = distance("ours"), distance("theirs")
+    assert 1e-4 < ours[0] < 0.05  # not float32, and not far from it
+    assert max(ours) < 2 * max(theirs)
+
+
+def test_another_kind_of_autocast_is_left_to_transformers():
+    with torch.autocast("cpu", torch.float16):
+        assert not fast.supported(llama())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fast.supported(llama())

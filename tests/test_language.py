@@ -1,6 +1,7 @@
 """Next-token training: what the loss counts, the schedule, batches, interruption, bad input."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,22 @@ def test_pretraining_learns_and_reports_every_step():
     assert [p.tokens for p in points] == [64 * n for n in range(1, 31)]
     assert points[0].loss == pytest.approx(math.log(len(tokenizer())), abs=0.3)  # it knows nothing: ln |V|
     assert points[-1].loss < points[0].loss - 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_products_in_bfloat16_train_to_nearly_the_same(monkeypatch, threads):
+    """Autocast belongs to a thread: each core that takes part of a batch must be in it."""
+    monkeypatch.setattr("rlhf_lab.cores.SMALLEST", 1)
+    model, before = language_model(), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        exact = [point.loss for point in pretrain(language_model(), tokens(), CONFIG)]
+        rounded = [point.loss for point in pretrain(model, tokens(), replace(CONFIG, bf16=True))]
+    finally:
+        torch.set_num_threads(before)
+    assert rounded == pytest.approx(exact, rel=0.03) and rounded != exact
+    assert all(abs(a - b) > 1e-7 for a, b in zip(rounded[5:], exact[5:], strict=True))
+    assert {p.dtype for p in model.parameters()} == {p.grad.dtype for p in model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("stage", ["pretraining", "sft"])
