@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -90,6 +90,38 @@ def step_on_one_core(parameters: Iterable[torch.Tensor]) -> AbstractContextManag
 def _pool() -> ThreadPoolExecutor:
     """Threads for all who compute side by side: as many as they ask for together, made when they are first needed."""
     return ThreadPoolExecutor(256, "rlhf-lab core", initializer=torch.set_num_threads, initargs=(1,))
+
+
+def with_gradients(
+    function: Callable[[P], torch.Tensor], parts: Sequence[P], parameters: Iterable[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """function(part) for every part, computed side by side; where the caller's loss goes back through them to
+    `parameters` (all that `function` trains), so are their gradients. For losses that are no mean over parts."""
+    trained = [p for p in parameters if p.requires_grad]
+    if len(parts) == 1 or not (trained and torch.is_grad_enabled()):
+        return tuple(side_by_side(function, parts))
+    return _SideBySide.apply(function, parts, *trained)
+
+
+class _SideBySide(torch.autograd.Function):
+    """Each part has a graph of its own, which its own thread walks back."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[[P], torch.Tensor], parts: Sequence[P], *trained: torch.Tensor):
+        with torch.enable_grad():
+            ctx.results, ctx.trained = side_by_side(function, parts), trained
+        return tuple(result.detach() for result in ctx.results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor):
+        def back(job: tuple[torch.Tensor, torch.Tensor]) -> Sequence[torch.Tensor | None]:
+            return torch.autograd.grad(job[0], ctx.trained, job[1], allow_unused=True)
+
+        first, *others = side_by_side(back, list(zip(ctx.results, grads, strict=True)))
+        with step_on_one_core(ctx.trained):
+            for more in others:
+                first = [a if b is None else b if a is None else a.add_(b) for a, b in zip(first, more, strict=True)]
+        return None, None, *first
 
 
 def add_gradients(

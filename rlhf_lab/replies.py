@@ -11,8 +11,10 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from .cores import divided, with_gradients
 from .fast import chosen_logprobs
 from .models import states_at
 from .text import Dialogue, pad_right
@@ -100,11 +102,20 @@ def reply_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """log π of each reply token and the entropy of its distribution, both (B, R), 0 outside the mask.
 
-    Logits are computed for real reply tokens only. Entropy is left 0 where a gradient is wanted.
+    Logits are computed for real reply tokens only. Entropy is left 0 where a gradient is wanted. The rows are divided
+    among the cores, and so is the gradient.
     """
-    states = reply_states(model, replies)
-    chosen, entropy = token_logprobs(model, states, replies.tokens[replies.mask], temperature)
-    return in_columns(chosen, replies.mask), in_columns(entropy, replies.mask)
+
+    def read(rows: torch.Tensor) -> torch.Tensor:
+        part = replies.rows(rows) if len(order) > 1 else replies
+        found = token_logprobs(model, reply_states(model, part), part.tokens[part.mask], temperature)
+        columns = torch.stack([in_columns(one, part.mask) for one in found])  # (2, rows, their R)
+        return F.pad(columns, (0, replies.mask.shape[1] - columns.shape[2]))
+
+    order = divided(replies.lengths)
+    columns = torch.cat(with_gradients(read, order, model.parameters()), dim=1)
+    logprobs, entropy = columns if len(order) == 1 else columns[:, torch.cat(order).argsort()]
+    return logprobs, entropy
 
 
 def in_columns(values: torch.Tensor | None, mask: torch.Tensor) -> torch.Tensor:

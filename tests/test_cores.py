@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from rlhf_lab.cores import SMALLEST, add_gradients, divided, one_core, side_by_side, weighted_means
+from rlhf_lab.cores import SMALLEST, add_gradients, divided, one_core, side_by_side, weighted_means, with_gradients
 
 
 @pytest.fixture(params=[2, 3])
@@ -100,3 +100,28 @@ def test_one_core_is_given_back(threads):
     assert torch.get_num_threads() == threads
     with one_core(False):
         assert torch.get_num_threads() == threads
+
+
+def test_a_loss_over_all_parts_has_the_gradient_of_the_undivided_one(threads):
+    """The loss is no mean over parts here; one parameter is in no part, and another in one part only."""
+    torch.manual_seed(0)
+    layer, extra, unused = torch.nn.Linear(5, 3), torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.zeros(2))
+    parts = [torch.randn(n, 5) for n in (10, 25, 7)]
+    trained = [*layer.parameters(), extra, unused]
+
+    def function(part):
+        return layer(part).sin() * (extra if len(part) == 25 else 1.0)
+
+    def gradients(pieces):
+        x = torch.cat(tuple(pieces))
+        loss = (x.sum(1).softmax(0) * x.square().sum(1)).sum()
+        return loss, torch.autograd.grad(loss, trained, allow_unused=True)
+
+    expected, found = gradients(map(function, parts)), gradients(with_gradients(function, parts, trained))
+    torch.testing.assert_close(found[0], expected[0])
+    for a, b in zip(found[1], expected[1], strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        assert not any(piece.requires_grad for piece in with_gradients(function, parts, trained))
