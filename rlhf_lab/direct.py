@@ -185,7 +185,7 @@ def summed_logprobs(model: PreTrainedModel, dialogues: Sequence[Dialogue], tempe
     """log π of each dialogue's reply, its end token included: (N,), in nats, in one batch, with gradient."""
     device = next(model.parameters()).device
     replies = reply_batch(dialogues, model.config.pad_token_id, device)
-    return reply_logprobs(model, replies, temperature)[0].sum(1)
+    return reply_logprobs(model, replies, temperature, entropy=False)[0].sum(1)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

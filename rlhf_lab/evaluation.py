@@ -124,7 +124,9 @@ def kl_per_reply(
     for start in range(0, len(ordered), batch_size):
         dialogues = [s.dialogue for s in ordered[start : start + batch_size]]
         replies = reply_batch(dialogues, policy.config.pad_token_id, next(policy.parameters()).device)
-        logprobs, ref_logprobs = (reply_logprobs(model, replies, temperature)[0] for model in (policy, reference))
+        logprobs, ref_logprobs = (
+            reply_logprobs(model, replies, temperature, entropy=False)[0] for model in (policy, reference)
+        )
         sums += (k3(logprobs, ref_logprobs) * replies.mask).sum(1).tolist()
     return bootstrap_interval(sums, seed, [s.prompt for s in ordered])
 

@@ -49,9 +49,12 @@ def supported(model: PreTrainedModel) -> bool:
 
 def hooked(model: PreTrainedModel) -> bool:
     """Whether somebody listens to, or has replaced, a part that the fast path would pass by."""
+    modules = [model.base_model]  # by hand: `model.modules()` takes as long as reading a short text
+    for module in modules:
+        modules += filter(None, module._modules.values())
     return any(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module)
-        for module in model.base_model.modules()
+        for module in modules
     )
 
 

@@ -225,7 +225,7 @@ class GroupTrainer:
         device, temperature = next(self.policy.parameters()).device, self.config.sampling.temperature
         replies = reply_batch([s.dialogue for s in samples], self.policy.config.pad_token_id, device)
         logprobs, entropy = reply_logprobs(self.policy, replies, temperature)
-        ref_logprobs, _ = reply_logprobs(self.reference, replies, temperature)
+        ref_logprobs, _ = reply_logprobs(self.reference, replies, temperature, entropy=False)
         groups = (-1, self.config.group_size)
         k1 = (logprobs - ref_logprobs).sum(1).view(groups)  # both are 0 outside the mask
         advantages = self.advantages(scores.to(device).view(groups), k1, self.beta).flatten()

@@ -249,7 +249,7 @@ class PPO:
 
         def both(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
             part = replies.rows(rows)
-            return *self.read(part), reply_logprobs(self.reference, part, self.temperature)[0]
+            return *self.read(part), reply_logprobs(self.reference, part, self.temperature, entropy=False)[0]
 
         rows = divided(replies.lengths)
         found = [torch.zeros(replies.mask.shape, device=replies.mask.device) for _ in range(4)]
@@ -322,8 +322,8 @@ class PPO:
         self.optimizer.zero_grad()
         figures = add_gradients(lambda job: job[0](job[1]), jobs, shares, self.trained)
         with step_on_one_core(self.trained):
-            for model in (self.policy, self.critic):
-                nn.utils.clip_grad_norm_(model.parameters(), self.config.clip_norm)
+            for group in self.optimizer.param_groups:  # the policy's, and the critic's
+                nn.utils.clip_grad_norm_(group["params"], self.config.clip_norm)
             self.optimizer.step()
         self.pulse()
         return weighted_means(figures, shares)
@@ -365,7 +365,7 @@ class PPO:
 
     @property
     def trained(self) -> list[nn.Parameter]:
-        return [*self.policy.parameters(), *self.critic.parameters()]
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     @property
     def temperature(self) -> float:

@@ -83,39 +83,39 @@ def reply_states(model: PreTrainedModel, replies: ReplyBatch) -> torch.Tensor:
 
 
 def token_logprobs(
-    model: PreTrainedModel, states: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0
+    model: PreTrainedModel, states: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0, entropy: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """log π of tokens (N,) from the states (N, d) before them, and without gradient also each distribution's entropy.
+    """log π of tokens (N,) from the states (N, d) before them, and without gradient each distribution's entropy too, if
+    `entropy` is wanted.
 
     Logits are divided by the sampling temperature (detail 3 of the PPO details).
     """
     logits = model.get_output_embeddings()(states).float()  # (N, V)
     logits = logits if temperature == 1 else logits / temperature
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or not entropy:
         return chosen_logprobs(logits, tokens), None
     logprobs = logits.log_softmax(-1)
     return logprobs.gather(1, tokens[:, None]).squeeze(1), -(logprobs.exp() * logprobs).sum(-1)
 
 
 def reply_logprobs(
-    model: PreTrainedModel, replies: ReplyBatch, temperature: float = 1.0
+    model: PreTrainedModel, replies: ReplyBatch, temperature: float = 1.0, entropy: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """log π of each reply token and the entropy of its distribution, both (B, R), 0 outside the mask.
 
-    Logits are computed for real reply tokens only. Entropy is left 0 where a gradient is wanted. The rows are divided
-    among the cores, and so is the gradient.
+    Logits are computed for real reply tokens only. Entropy is left 0 where a gradient is wanted, or no `entropy`. The
+    rows are divided among the cores, and so is the gradient.
     """
 
     def read(rows: torch.Tensor) -> torch.Tensor:
         part = replies.rows(rows) if len(order) > 1 else replies
-        found = token_logprobs(model, reply_states(model, part), part.tokens[part.mask], temperature)
+        found = token_logprobs(model, reply_states(model, part), part.tokens[part.mask], temperature, entropy)
         columns = torch.stack([in_columns(one, part.mask) for one in found])  # (2, rows, their R)
         return F.pad(columns, (0, replies.mask.shape[1] - columns.shape[2]))
 
     order = divided(replies.lengths)
     columns = torch.cat(with_gradients(read, order, model.parameters()), dim=1)
-    logprobs, entropy = columns if len(order) == 1 else columns[:, torch.cat(order).argsort()]
-    return logprobs, entropy
+    return tuple(columns if len(order) == 1 else columns[:, torch.cat(order).argsort()])
 
 
 def in_columns(values: torch.Tensor | None, mask: torch.Tensor) -> torch.Tensor:
