@@ -86,6 +86,7 @@ NORMALISING_REPLIES = 512
 REPLIES_PER_PROMPT = 2  # in the evaluation
 CHECKPOINTS = 20  # of each stage
 HELD_OUT_ANNOTATOR = "simulated without noise"
+BEFORE = {"bf16": False}  # options that a run of an earlier version does not know, and what it did
 _SALT = {"train": 6, "held_out": 7, "sft": 8, "policy": 9}  # the trainers use 0 to 5
 
 
@@ -562,7 +563,7 @@ def _compared(path: Path, found: Any, wanted: dict[str, Any]) -> dict[str, Any]:
 def _differences(name: str, there: Any, here: Any) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(there, dict) and isinstance(here, dict):
         for key in dict.fromkeys((*there, *here)):
-            yield from _differences(f"{name}.{key}", there.get(key), here.get(key))
+            yield from _differences(f"{name}.{key}", there.get(key, BEFORE.get(key)), here.get(key))
     elif there != here:
         yield name, there, here
 

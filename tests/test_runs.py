@@ -209,6 +209,19 @@ def test_a_folder_of_another_run_is_refused(run, tmp_path):
             Run(run.folder, **options)
 
 
+def test_a_run_from_before_an_option_existed_goes_on_as_it_was(tmp_path):
+    Run(tmp_path / "run", profile="quick")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    for stage in ("pretraining", "sft"):
+        assert config["profile"][stage].pop("bf16") is False
+    path.write_text(json.dumps(config))
+    Run(tmp_path / "run", profile="quick")
+    rounded = replace(profile("quick"), sft=replace(profile("quick").sft, bf16=True))
+    with pytest.raises(InputError, match="profile.sft.bf16 False, not True"):
+        Run(tmp_path / "run", profile=rounded)
+
+
 def test_a_scenario_whose_text_changed_is_refused_but_a_comment_may_change(tmp_path):
     text = (ROOT / "rlhf_lab" / "scenarios" / "help_desk.yaml").read_text(encoding="utf-8")
     mine = tmp_path / "mine.yaml"
