@@ -33,7 +33,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -429,6 +429,7 @@ def add_options(parser: argparse.ArgumentParser, rounds: int = 12) -> None:
     parser.add_argument(
         "--busy-rounds", type=int, metavar="N", help="only the first N rounds also busy: rivals may crawl"
     )
+    parser.add_argument("--alone", action="store_true", help="no rivals: how fast, and how much slower when busy")
     parser.add_argument("--threads", type=int, help="of every contestant; torch's own choice otherwise")
     parser.add_argument("--tiny", action="store_true", help="a toy size, to see that it works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
@@ -438,13 +439,16 @@ def run(contests: Sequence[Contest], options: argparse.Namespace, check=lambda o
     """Plays the contests and prints the table, a row as it comes; `check(outcome)` may end it with a complaint."""
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    if options.alone:
+        contests = [replace(contest, contestants=contest.contestants[:1]) for contest in contests]
     beside = Busy() if options.busy else None
     outcomes = []
     try:
         print(heading(beside) + "\n\n" + table_head(options.busy), flush=True)
         for contest in contests:
             outcomes.append(play(contest, beside, options.busy_rounds))
-            check(outcomes[-1])
+            if not options.alone:
+                check(outcomes[-1])
             print(table_rows(outcomes[-1]), flush=True)
     finally:
         if beside:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,25 @@ def test_ours_over_rival_is_a_ratio_of_speeds_round_by_round(contest):
     outcome = contest.Outcome(what, both, {"ours": [], "rival": []}, {}, {}, (0.0, 0.0))
     assert outcome.ratio("rival").value == pytest.approx(2.0)
     assert outcome.rate("ours") == pytest.approx(5.0)
+
+
+def test_the_slow_down_is_of_the_rounds_that_were_busy_too(contest):
+    def laps(*seconds):
+        return [contest.Lap(s, s, {"tokens": 10.0}) for s in seconds]
+
+    what = SimpleNamespace(unit="tokens", contestants=(SimpleNamespace(name="ours"),))
+    outcome = contest.Outcome(what, {"ours": laps(1.0, 2.0, 9.0)}, {"ours": laps(3.0, 6.0)}, {}, {}, (0.0, 0.0))
+    assert outcome.slowdown("ours").value == pytest.approx(3.0)
+
+
+def test_ours_alone_beside_a_busy_process_in_the_first_rounds_only(tmp_path):
+    ended = command(
+        "sampling.py", "--tiny", "--alone", "--busy", "--busy-rounds", "1", "--rounds", "2", "--warmups", "0",
+        "--batches", "4", "--json", str(tmp_path / "laps.json"),
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    (row,) = rows(ended.stdout)
+    assert row[3] == row[5] == "" and float(row[9].split()[0]) > 0
+    (contest,) = json.loads((tmp_path / "laps.json").read_text())
+    assert set(contest["contestants"]) == {"rlhf_lab"}
+    assert (len(contest["quiet"]["rlhf_lab"]), len(contest["busy"]["rlhf_lab"])) == (2, 1)
