@@ -1,7 +1,7 @@
 """The blocks of a Llama model, written out: forward, backward, and one more token of a reply.
 
 Plain functions of tensors for `rlhf_lab.fast`, which knows when they may be used. Each of the three at the end is one
-TorchScript call where torch has that (`compiled`): it holds Python's lock once and not for every operation, so that two
+TorchScript call where torch has that (`Compiled`): it holds Python's lock once and not for every operation, so that two
 threads of one Python really compute side by side. Without TorchScript they run as they stand, with the same numbers.
 
 (No `from __future__ import annotations` here: TorchScript wants the types of a NamedTuple themselves.)
@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-WEIGHTS = 9  # of a block: gain1, wq, wk, wv, wo, gain2, wgate, wup, wdown
-KEPT = 14  # tensors of a block that its backward pass needs
+WEIGHTS = 9  # of a block: gain1, wq, wk, wv, wo, gain2, wgate, wup, wdown (TorchScript reads no constant: 9 below)
 
 
 class Shape(NamedTuple):
@@ -220,7 +219,8 @@ def _trunk_backward(
     found: list[torch.Tensor] = []
     blocks = len(weights) // 9
     for number in range(blocks - 1, lowest - 1, -1):
-        own, saved = weights[9 * number : 9 * number + 9], kept[14 * number : 14 * number + 14]
+        own = weights[9 * number : 9 * number + 9]
+        saved = kept[14 * number : 14 * number + 14]  # as many tensors as `block_forward` keeps
         grads = block_backward(grad, own, saved, shape, number == blocks - 1)
         grad = grads[0]
         found = grads[1:] + found

@@ -46,13 +46,14 @@ def side_by_side(function: Callable[[P], R], parts: Sequence[P]) -> list[R]:
 
     Each thread computes with one core. What a part raises is raised here, after the other threads have ended.
     """
-    grad, workers = torch.is_grad_enabled(), min(torch.get_num_threads(), len(parts))
+    workers, grad = min(torch.get_num_threads(), len(parts)), torch.is_grad_enabled()
+    rounds, precision = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
     if workers <= 1:
         return [function(part) for part in parts]
     numbers, results = iter(range(len(parts))), {}
 
     def work() -> None:
-        with torch.set_grad_enabled(grad):  # the mode belongs to a thread
+        with torch.set_grad_enabled(grad), torch.autocast("cpu", precision, enabled=rounds):  # both belong to a thread
             while (number := next(numbers, None)) is not None:
                 results[number] = function(parts[number])
 

@@ -9,7 +9,7 @@ What makes it fast, in the order of what it saves:
 - one autograd node for all blocks, with a backward pass written out (`rlhf_lab.blocks`): no graph of small operations,
   and a single call that leaves Python's lock alone, so that each core really takes its part of a batch;
 - no padding: matrix products, norms and the MLP see real tokens only, and attention alone sees the padded shape;
-- the last block's MLP runs only where somebody reads the result (`Layout.wanted`): replies, or one token a sequence;
+- the last block's MLP runs only where somebody reads the result (`Shape.wanted`): replies, or one token a sequence;
 - query, key and value are one product, gate and up another; RMSNorm's gain is folded into the weights behind it;
 - sampling writes keys and values into a cache of fixed size instead of growing one token by token.
 """
@@ -177,7 +177,8 @@ chosen_logprobs = ChosenLogprobs.apply
 class Decoder:
     """Writes replies token by token: keys and values of all earlier tokens lie in a cache of fixed size.
 
-    Prompts stand on the left of the cache, padded on the left, so that all rows write into the same column.
+    Prompts stand on the left of the cache, padded on the left, so that all rows write into the same column. Always in
+    float32.
     """
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], new_tokens: int) -> None:
@@ -200,7 +201,8 @@ class Decoder:
         hidden = torch.arange(columns) < (width - lengths)[:, None]  # (B, columns): padding on the left
         mask = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
         self.mask = mask[:, None, None].repeat(1, self.heads, 1, 1)
-        self.logits = self._read(model, prompts, lengths)  # (B, V), of the next token
+        with torch.autocast("cpu", enabled=False):
+            self.logits = self._read(model, prompts, lengths)  # (B, V), of the next token
 
     def _read(self, model: PreTrainedModel, prompts: list[list[int]], lengths: torch.Tensor) -> torch.Tensor:
         """Takes the prompts in, all tokens at once, and gives the logits behind each."""
@@ -219,7 +221,10 @@ class Decoder:
     def write(self, tokens: torch.Tensor) -> None:
         """Takes one more token a row (B,) in; `logits` are then those of the next."""
         x, cos, sin = self.embedding[tokens], self.cos[self.positions], self.sin[self.positions]
-        self.logits = next_token(x, self.matrices, self.cache, self.mask, cos, sin, self.column, self.heads, self.eps)
+        with torch.autocast("cpu", enabled=False):
+            self.logits = next_token(
+                x, self.matrices, self.cache, self.mask, cos, sin, self.column, self.heads, self.eps
+            )
         self.column, self.positions = self.column + 1, self.positions + 1
 
     def keep(self, rows: torch.Tensor) -> None:

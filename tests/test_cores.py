@@ -75,6 +75,15 @@ def test_the_callers_gradient_mode_holds_in_every_part(threads, grad):
         assert set(side_by_side(lambda part: torch.is_grad_enabled(), range(8))) == {grad}
 
 
+def test_the_callers_autocast_holds_in_every_part(threads):
+    def seen(part):
+        return torch.is_autocast_enabled("cpu"), (torch.ones(1, 2) @ torch.ones(2, 1)).dtype
+
+    assert set(side_by_side(seen, range(8))) == {(False, torch.float32)}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert set(side_by_side(seen, range(8))) == {(True, torch.bfloat16)}
+
+
 @pytest.mark.parametrize("bad", range(4))
 def test_what_a_part_raises_is_raised_and_threads_are_as_before(threads, bad):
     def work(number):

@@ -224,3 +224,12 @@ def test_another_kind_of_autocast_is_left_to_transformers():
         assert not fast.supported(llama())
     with torch.autocast("cpu", torch.bfloat16):
         assert fast.supported(llama())
+
+
+def test_replies_under_autocast_are_those_of_float32():
+    def written() -> list[list[int]]:
+        return sampling.sample_tokens(llama(), PROMPTS * 5, 1, SamplingConfig(), torch.Generator().manual_seed(3))
+
+    plain = written()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert written() == plain
