@@ -55,17 +55,18 @@ class Server:
         """Start it, and wait until it answers. After a crash it first recovers what was committed."""
         command = [self.programs / "postgres", "-D", self.data, "-h", "127.0.0.1", "-p", str(self.port)]
         command += ["-k", self.folder, "-c", "max_connections=150"]
-        log = (self.folder / "log").open("ab")
-        self.process = subprocess.Popen(
-            command, user=self.user, cwd=self.folder, stdout=log, stderr=log, env=_environment(), start_new_session=True
-        )
-        deadline = time.monotonic() + 60
+        log, self.process, deadline = (self.folder / "log").open("ab"), None, time.monotonic() + 60
         while True:
+            if self.process is None or self.process.poll() is not None:  # again where what was killed is not gone yet
+                self.process = subprocess.Popen(
+                    command, user=self.user, cwd=self.folder, stdout=log, stderr=log, env=_environment(),
+                    start_new_session=True,
+                )  # fmt: skip
             try:
                 psycopg.connect(self._dsn("postgres"), connect_timeout=2).close()
                 return
             except psycopg.OperationalError:
-                if time.monotonic() > deadline or self.process.poll() is not None:
+                if time.monotonic() > deadline:
                     raise RuntimeError((self.folder / "log").read_text()[-3000:]) from None
                 time.sleep(0.05)
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Imports run one way: a module imports from its own layer and from those before it.
 LAYERS = [
-    {"errors", "records", "config", "kernel_forks", "cores", "fast"},
+    {"errors", "records", "config", "kernel_forks", "cores", "blocks", "fast"},
     {"database"},
     {"scenario", "text", "store", "plots", "exercises"},
     {"assignments", "formats", "agreement", "aggregation", "quality", "class_report"},
