@@ -62,7 +62,7 @@ def scripted(function: Callable[..., Any]) -> Callable[..., Any]:
         warnings.simplefilter("ignore", DeprecationWarning)  # torch would have us use a C++ compiler instead
         try:
             return torch.jit.script(function)
-        except (AttributeError, RuntimeError, TypeError):
+        except Exception:  # its frontend has errors of its own, and source code may be out of reach
             return function
 
 

@@ -98,9 +98,9 @@ def with_gradients(
 ) -> tuple[torch.Tensor, ...]:
     """function(part) for every part, computed side by side; where the caller's loss goes back through them to
     `parameters` (all that `function` trains), so are their gradients. For losses that are no mean over parts."""
-    trained = [p for p in parameters if p.requires_grad]
-    if len(parts) == 1 or not (trained and torch.is_grad_enabled()):
+    if len(parts) == 1 or not torch.is_grad_enabled():
         return tuple(side_by_side(function, parts))
+    trained = [p for p in parameters if p.requires_grad]
     return _SideBySide.apply(function, parts, *trained)
 
 
@@ -118,11 +118,19 @@ class _SideBySide(torch.autograd.Function):
         def back(job: tuple[torch.Tensor, torch.Tensor]) -> Sequence[torch.Tensor | None]:
             return torch.autograd.grad(job[0], ctx.trained, job[1], allow_unused=True)
 
-        first, *others = side_by_side(back, list(zip(ctx.results, grads, strict=True)))
-        with step_on_one_core(ctx.trained):
-            for more in others:
-                first = [a if b is None else b if a is None else a.add_(b) for a, b in zip(first, more, strict=True)]
-        return None, None, *first
+        found = side_by_side(back, list(zip(ctx.results, grads, strict=True)))
+        return None, None, *_added(found, ctx.trained)
+
+
+def _added(
+    parts: Sequence[Sequence[torch.Tensor | None]], parameters: Sequence[torch.Tensor]
+) -> list[torch.Tensor | None]:
+    """Each parameter's gradients of all parts, added up in place; None where no part has one."""
+    total, *others = map(list, parts)
+    with step_on_one_core(parameters):
+        for more in others:
+            total = [a if b is None else b if a is None else a.add_(b) for a, b in zip(total, more, strict=True)]
+    return total
 
 
 def add_gradients(
@@ -144,11 +152,9 @@ def add_gradients(
         return told, torch.autograd.grad(value * share, trained, allow_unused=True)
 
     results = side_by_side(gradients, list(zip(parts, shares, strict=True)))
-    with step_on_one_core(trained):
-        for _, grads in results:
-            for parameter, grad in zip(trained, grads, strict=True):
-                if grad is not None:
-                    parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+    for parameter, grad in zip(trained, _added([grads for _, grads in results], trained), strict=True):
+        if grad is not None:
+            parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
     return [told for told, _ in results]
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, PreTrainedModel
 
-from .blocks import WEIGHTS, Shape, block_forward, next_token, normed, trunk_backward, trunk_forward
+from .blocks import WEIGHTS, Shape, block_forward, gather, next_token, normed, trunk_backward, trunk_forward
 
 LIGHT = 150_000_000  # multiplications a token for all rows: below that, one core writes as fast as two (measured)
 
@@ -73,8 +73,7 @@ def states(
     """
     trunk = model.base_model
     shape = shape_of(model, ids, lengths if wanted is not None else None, wanted)
-    flat = ids.flatten()
-    x = trunk.embed_tokens(flat if shape.real is None else flat[shape.real])
+    x = trunk.embed_tokens(gather(ids, shape).flatten())
     weights = [weight for block in trunk.layers for weight in weights_of(block)]
     if torch.is_grad_enabled():
         return trunk.norm(Trunk.apply(shape, x, *weights))
@@ -209,7 +208,7 @@ class Decoder:
         width, layers = self.column, model.base_model.layers
         ids = torch.tensor([ids + [0] * (width - len(ids)) for ids in prompts])
         shape = shape_of(model, ids, lengths, torch.arange(len(ids)) * width + lengths - 1)
-        x = self.embedding[ids.flatten() if shape.real is None else ids.flatten()[shape.real]]
+        x = self.embedding[gather(ids, shape).flatten()]
         to_the_right = (torch.arange(width) - (width - lengths)[:, None]).clamp(min=0)[:, None, :, None]
         for number, block in enumerate(layers):
             x, kept = block_forward(x, weights_of(block), shape, number == len(layers) - 1)

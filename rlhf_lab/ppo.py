@@ -17,12 +17,21 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import PPOConfig
-from .cores import add_gradients, divided, side_by_side, step_on_one_core, weighted_means
+from .cores import add_gradients, divided, step_on_one_core, weighted_means
 from .errors import InputError
 from .language import step_generator
 from .models import Critic, ValueHead
 from .records import Rollout, StepStats
-from .replies import ReplyBatch, in_columns, reply_batch, reply_logprobs, reply_states, state_places, token_logprobs
+from .replies import (
+    ReplyBatch,
+    in_columns,
+    in_parts,
+    reply_batch,
+    reply_logprobs,
+    reply_states,
+    state_places,
+    token_logprobs,
+)
 from .sampling import Sample, sample
 
 Score = Callable[[Sequence[Sample]], torch.Tensor]  # samples → scores (N,): a learned, a synthetic or a person's reward
@@ -244,19 +253,13 @@ class PPO:
         )
         return seen, masked_mean(entropy, replies.mask).item()
 
-    def read_all(self, replies: ReplyBatch) -> list[torch.Tensor]:
-        """What `read` gives, and log π_ref: each (B, R), the rows divided among the cores."""
+    def read_all(self, replies: ReplyBatch) -> torch.Tensor:
+        """What `read` gives, and log π_ref: (4, B, R), the rows divided among the cores."""
 
-        def both(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            part = replies.rows(rows)
+        def both(part: ReplyBatch) -> tuple[torch.Tensor, ...]:
             return *self.read(part), reply_logprobs(self.reference, part, self.temperature, entropy=False)[0]
 
-        rows = divided(replies.lengths)
-        found = [torch.zeros(replies.mask.shape, device=replies.mask.device) for _ in range(4)]
-        for part, columns in zip(rows, side_by_side(both, rows), strict=True):
-            for whole, some in zip(found, columns, strict=True):
-                whole[part, : some.shape[1]] = some
-        return found
+        return in_parts(both, replies)
 
     def read(self, replies: ReplyBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """log π, V of the state before each reply token, and the entropy (0 with gradient): each (B, R)."""

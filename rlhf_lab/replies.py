@@ -6,7 +6,7 @@ Every algorithm that trains a policy (`ppo`, `group`, `direct`) reads its batche
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -107,15 +107,26 @@ def reply_logprobs(
     rows are divided among the cores, and so is the gradient.
     """
 
-    def read(rows: torch.Tensor) -> torch.Tensor:
-        part = replies.rows(rows) if len(order) > 1 else replies
+    def read(part: ReplyBatch) -> list[torch.Tensor]:
         found = token_logprobs(model, reply_states(model, part), part.tokens[part.mask], temperature, entropy)
-        columns = torch.stack([in_columns(one, part.mask) for one in found])  # (2, rows, their R)
-        return F.pad(columns, (0, replies.mask.shape[1] - columns.shape[2]))
+        return [in_columns(one, part.mask) for one in found]
 
+    return tuple(in_parts(read, replies, model.parameters()))
+
+
+def in_parts(
+    read: Callable[[ReplyBatch], Sequence[torch.Tensor]], replies: ReplyBatch, parameters: Iterable[torch.Tensor] = ()
+) -> torch.Tensor:
+    """K numbers of every reply token, (K, B, R): what `read` gives, K times (rows, their R), for the part of the rows
+    that each core takes. A loss on them goes back, side by side too, to the `parameters` that `read` trains."""
     order = divided(replies.lengths)
-    columns = torch.cat(with_gradients(read, order, model.parameters()), dim=1)
-    return tuple(columns if len(order) == 1 else columns[:, torch.cat(order).argsort()])
+
+    def columns(rows: torch.Tensor) -> torch.Tensor:
+        found = torch.stack(list(read(replies.rows(rows) if len(order) > 1 else replies)))
+        return F.pad(found, (0, replies.mask.shape[1] - found.shape[2]))
+
+    joined = torch.cat(with_gradients(columns, order, parameters), dim=1)
+    return joined if len(order) == 1 else joined[:, torch.cat(order).argsort()]
 
 
 def in_columns(values: torch.Tensor | None, mask: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ of a fresh, empty database) are in conftest.py. Without PostgreSQL their tests a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import time
 import uuid
 from pathlib import Path
 
+import psutil
 import psycopg
 
 
@@ -55,25 +57,29 @@ class Server:
         """Start it, and wait until it answers. After a crash it first recovers what was committed."""
         command = [self.programs / "postgres", "-D", self.data, "-h", "127.0.0.1", "-p", str(self.port)]
         command += ["-k", self.folder, "-c", "max_connections=150"]
-        log, self.process, deadline = (self.folder / "log").open("ab"), None, time.monotonic() + 60
+        log = (self.folder / "log").open("ab")
+        self.process = subprocess.Popen(
+            command, user=self.user, cwd=self.folder, stdout=log, stderr=log, env=_environment(), start_new_session=True
+        )
+        deadline = time.monotonic() + 60
         while True:
-            if self.process is None or self.process.poll() is not None:  # again where what was killed is not gone yet
-                self.process = subprocess.Popen(
-                    command, user=self.user, cwd=self.folder, stdout=log, stderr=log, env=_environment(),
-                    start_new_session=True,
-                )  # fmt: skip
             try:
                 psycopg.connect(self._dsn("postgres"), connect_timeout=2).close()
                 return
             except psycopg.OperationalError:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or self.process.poll() is not None:
                     raise RuntimeError((self.folder / "log").read_text()[-3000:]) from None
                 time.sleep(0.05)
 
     def kill(self) -> None:
         """kill -9 of the server and of everything that it started, as if the power had gone."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        started = psutil.Process(self.process.pid).children(recursive=True)  # each in a process group of its own
+        self.process.kill()
+        for child in started:
+            with contextlib.suppress(psutil.NoSuchProcess):  # many end by themselves with their parent
+                child.kill()
         self.process.wait()
+        psutil.wait_procs(started)
 
     def stop(self) -> None:
         if self.process.poll() is None:

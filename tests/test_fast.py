@@ -166,7 +166,14 @@ def test_a_function_that_torch_cannot_compile_stays_itself():
     def odd(x):
         return [*x, yield_from_nowhere]  # noqa: F821
 
+    def beyond_its_language(x):
+        async def never(): ...
+
+        return x, never
+
     assert blocks.scripted(odd) is odd
+    assert blocks.scripted(beyond_its_language) is beyond_its_language
+    assert blocks.scripted(sum) is sum  # no source code
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2, 3])
